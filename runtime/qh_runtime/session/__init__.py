@@ -1,0 +1,1 @@
+"""A live conversation: messages in, a synchronous iterator of event dataclasses out."""
