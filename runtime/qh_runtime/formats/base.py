@@ -24,8 +24,12 @@ Inside a tile, a block is 64 bytes: byte 4 * r + t belongs to row r (0..15) and 
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +37,17 @@ from numpy.typing import NDArray
 
 from qh_runtime.errors import FormatError
 
-__all__ = ["BLOCK_BYTES", "MAX_WEIGHTS", "TILE_ROWS", "Codes", "Scales", "Shape", "WeightFormat"]
+__all__ = [
+    "BLOCK_BYTES",
+    "MAX_WEIGHTS",
+    "TILE_ROWS",
+    "Codes",
+    "Scales",
+    "Shape",
+    "WeightFormat",
+    "get",
+    "names",
+]
 
 # Rows per tile: one 512-bit register of int32 accumulators (kTileRows in kernel_table.h).
 TILE_ROWS = 16
@@ -41,6 +55,8 @@ TILE_ROWS = 16
 BLOCK_BYTES = 64
 # Most weights in one matrix; keeps every byte count below 2**53 in any language.
 MAX_WEIGHTS = 1 << 48
+
+_NOT_FORMATS = frozenset({"base", "families"})
 
 Shape = tuple[int, int]
 Codes = NDArray[Any]
@@ -195,3 +211,29 @@ class WeightFormat(ABC):
             found=found,
             **facts,
         )
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Names of all weight formats, sorted; each is a module of this folder."""
+    found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    return tuple(sorted(name for name in found if name not in _NOT_FORMATS))
+
+
+@cache
+def get(name: str) -> WeightFormat:
+    """Return the weight format of this name.
+
+    Raises:
+        FormatError: no format has this name. Facts: format, known.
+    """
+    if name not in names():
+        raise FormatError(
+            f"weight format {name!r}: expected one of {', '.join(names())}",
+            hint="choose one of these",
+            format=name,
+            known=names(),
+        )
+    module = importlib.import_module(f"qh_runtime.formats.{name}")
+    found: WeightFormat = module.FORMAT
+    return found
