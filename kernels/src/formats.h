@@ -1,0 +1,84 @@
+// formats.h: the list of weight formats, one line each. A format of a known family is this line
+// plus runtime/qh_runtime/formats/<name>.py, which draws the layout and is the specification.
+#pragma once
+
+#include <cstdint>
+
+#include "kernel_table.h"
+
+namespace qh {
+
+// dense: row-major elements, float32 activations only.
+// int8, ternary, lut4: 16-row tiles, see runtime/qh_runtime/formats/base.py.
+enum class Family : int32_t { dense, int8, ternary, lut4 };
+
+struct FormatSpec {
+  FormatId id;
+  const char* name;  // equals the Python format name
+  Family family;
+  int32_t element_bytes;  // dense: bytes per element; 0 for packed formats
+  int32_t column_unit;    // packed: columns are padded to a multiple of this
+  int32_t block_columns;  // packed: columns in one 64-byte block of 16 rows
+  int32_t group;          // lut4: columns that share one float16 scale; 0 elsewhere
+  int8_t table[16];       // lut4: the integer that each 4-bit code stands for
+};
+
+inline constexpr FormatSpec kFormats[kFormatCount] = {
+    {FormatId::f32, "f32", Family::dense, 4, 1, 0, 0, {}},
+    {FormatId::f16, "f16", Family::dense, 2, 1, 0, 0, {}},
+    {FormatId::bf16, "bf16", Family::dense, 2, 1, 0, 0, {}},
+    {FormatId::int8, "int8", Family::int8, 0, 32, 4, 0, {}},
+    {FormatId::ternary, "ternary", Family::ternary, 0, 16, 16, 0, {}},
+    {FormatId::int4_g32,
+     "int4_g32",
+     Family::lut4,
+     0,
+     32,
+     8,
+     32,
+     {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7}},
+    {FormatId::int4_g128,
+     "int4_g128",
+     Family::lut4,
+     0,
+     128,
+     8,
+     128,
+     {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7}},
+};
+
+// In an anonymous namespace: files with instruction-set flags include this header.
+namespace {
+
+constexpr const FormatSpec& spec_of(FormatId format) noexcept {
+  return kFormats[static_cast<int32_t>(format)];
+}
+
+constexpr int64_t round_up(int64_t value, int64_t unit) noexcept {
+  return (value + unit - 1) / unit * unit;
+}
+
+// Bytes of float16 group scales at the start of a lut4 tile.
+constexpr int64_t group_scale_bytes(const FormatSpec& spec, int64_t padded_cols) noexcept {
+  return spec.group == 0 ? 0 : round_up(padded_cols / spec.group * kTileRows * 2, 64);
+}
+
+// Bytes of the 16 float32 row scales at the end of an int8 or ternary tile.
+constexpr int64_t row_scale_bytes(const FormatSpec& spec) noexcept {
+  return spec.family == Family::lut4 ? 0 : kTileRows * 4;
+}
+
+// Bytes of one 16-row tile of a packed format; a multiple of 64.
+constexpr int64_t tile_bytes(const FormatSpec& spec, int64_t cols) noexcept {
+  const int64_t padded = round_up(cols, spec.column_unit);
+  return group_scale_bytes(spec, padded) + padded / spec.block_columns * 64 + row_scale_bytes(spec);
+}
+
+}  // namespace
+
+static_assert(tile_bytes(kFormats[3], 33) == 64 * 16 + 64);
+static_assert(tile_bytes(kFormats[4], 17) == 2 * 64 + 64);
+static_assert(tile_bytes(kFormats[5], 33) == 128 - 64 + 8 * 64);
+static_assert(tile_bytes(kFormats[6], 129) == 64 + 32 * 64);
+
+}  // namespace qh

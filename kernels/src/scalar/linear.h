@@ -1,0 +1,167 @@
+// linear.h: every weight format in plain loops. The readable reference of the vector families:
+// quantized results of every instruction set equal these bit for bit.
+//
+// One definition for all (float32, each operation rounded, no fused multiply-add, in this order):
+//   ternary   y = ((float)acc * x_scale) * row_scale          acc over the whole row
+//   int8      s = 0; for each group g of 32 inputs: s = s + x_scale[g] * (float)acc[g]
+//             y = s * row_scale
+//   lut4      y = 0; for each weight group G:
+//               s = 0; for each input group g in G: s = s + x_scale[g] * (float)acc[g]
+//               y = y + w_scale[G] * s
+// acc are exact int32 sums of weight code times activation code.
+#pragma once
+
+#include <cstdint>
+
+#include "core/half.h"
+#include "formats.h"
+
+namespace qh {
+namespace {
+
+constexpr int kRows = static_cast<int>(kTileRows);
+
+inline float load_f32(const uint8_t* bytes) noexcept {
+  float value;
+  __builtin_memcpy(&value, bytes, sizeof value);
+  return value;
+}
+
+inline uint16_t load_u16(const uint8_t* bytes) noexcept {
+  uint16_t value;
+  __builtin_memcpy(&value, bytes, sizeof value);
+  return value;
+}
+
+template <FormatId kFormat>
+float dense_element(const uint8_t* data, int64_t index) noexcept {
+  if constexpr (kFormat == FormatId::f32) return load_f32(data + index * 4);
+  if constexpr (kFormat == FormatId::f16) return float_from_half(load_u16(data + index * 2));
+  if constexpr (kFormat == FormatId::bf16) return float_from_bf16(load_u16(data + index * 2));
+}
+
+// The integer code of row r, column k of a packed tile.
+template <FormatId kFormat>
+int32_t code_at(const uint8_t* tile, int64_t padded_cols, int r, int64_t k) noexcept {
+  constexpr const FormatSpec& spec = spec_of(kFormat);
+  const int64_t block = k / spec.block_columns;
+  const int within = static_cast<int>(k % spec.block_columns);
+  const uint8_t* blocks = tile + group_scale_bytes(spec, padded_cols);
+  const uint8_t byte = blocks[block * 64 + 4 * r + within % 4];
+  if constexpr (spec.family == Family::int8) return static_cast<int8_t>(byte);
+  if constexpr (spec.family == Family::ternary) return ((byte >> (within / 4 * 2)) & 3) - 1;
+  if constexpr (spec.family == Family::lut4) return spec.table[(byte >> (within / 4 * 4)) & 15];
+}
+
+// What the code of row r, column k is multiplied by.
+template <FormatId kFormat>
+float scale_at(const uint8_t* tile, int64_t padded_cols, int r, int64_t k) noexcept {
+  constexpr const FormatSpec& spec = spec_of(kFormat);
+  if constexpr (spec.family == Family::lut4) {
+    return float_from_half(load_u16(tile + (k / spec.group * kTileRows + r) * 2));
+  } else {
+    return load_f32(tile + padded_cols / spec.block_columns * 64 + r * 4);
+  }
+}
+
+template <FormatId kFormat>
+struct ScalarLinear {
+  static constexpr const FormatSpec& kSpec = spec_of(kFormat);
+
+  static const uint8_t* tile_of(const MatrixView& w, int64_t row) noexcept {
+    return w.data + row / kTileRows * tile_bytes(kSpec, w.cols);
+  }
+
+  static int32_t dot(const uint8_t* tile, int64_t padded, int r, const int8_t* x, int64_t begin,
+                     int64_t end) noexcept {
+    int32_t acc = 0;
+    for (int64_t k = begin; k < end; ++k) acc += code_at<kFormat>(tile, padded, r, k) * x[k];
+    return acc;
+  }
+
+  static float quantized_row(const uint8_t* tile, int64_t padded, int r, const int8_t* codes,
+                             const float* x_scales) noexcept {
+    if constexpr (kSpec.family == Family::ternary) {
+      const int32_t acc = dot(tile, padded, r, codes, 0, padded);
+      return static_cast<float>(acc) * x_scales[0] * scale_at<kFormat>(tile, padded, r, 0);
+    } else {
+      const int64_t weight_group = kSpec.family == Family::lut4 ? kSpec.group : padded;
+      float y = 0.0f;
+      for (int64_t begin = 0; begin < padded; begin += weight_group) {
+        float s = 0.0f;
+        for (int64_t k = begin; k < begin + weight_group; k += kActivationGroup) {
+          const int32_t acc = dot(tile, padded, r, codes, k, k + kActivationGroup);
+          s = s + x_scales[k / kActivationGroup] * static_cast<float>(acc);
+        }
+        const float scaled = scale_at<kFormat>(tile, padded, r, begin) * s;
+        y = kSpec.family == Family::lut4 ? y + scaled : scaled;
+      }
+      return y;
+    }
+  }
+
+  static void linear_quantized(const MatrixView& w, const QuantizedActivations& x, float* y,
+                               int64_t y_stride, int64_t row_begin, int64_t row_end) noexcept {
+    const int64_t padded = round_up(w.cols, kSpec.column_unit);
+    for (int64_t row = row_begin; row < row_end; ++row) {
+      const uint8_t* tile = tile_of(w, row);
+      const int r = static_cast<int>(row % kTileRows);
+      for (int64_t t = 0; t < x.n_tokens; ++t) {
+        y[t * y_stride + row] = quantized_row(tile, padded, r, x.codes + t * x.code_stride,
+                                              x.scales + t * x.group_stride);
+      }
+    }
+  }
+
+  static void unpack_row(const MatrixView& w, int64_t row, float* out) noexcept {
+    if constexpr (kSpec.family == Family::dense) {
+      for (int64_t k = 0; k < w.cols; ++k) {
+        out[k] = dense_element<kFormat>(w.data, row * w.cols + k);
+      }
+    } else {
+      const int64_t padded = round_up(w.cols, kSpec.column_unit);
+      const uint8_t* tile = tile_of(w, row);
+      const int r = static_cast<int>(row % kTileRows);
+      for (int64_t k = 0; k < w.cols; ++k) {
+        out[k] = scale_at<kFormat>(tile, padded, r, k) *
+                 static_cast<float>(code_at<kFormat>(tile, padded, r, k));
+      }
+    }
+  }
+
+  // Products and sums in float64: what the float32 vector paths are measured against.
+  static void linear_f32(const MatrixView& w, const float* x, int64_t x_stride, int64_t n_tokens,
+                         float* y, int64_t y_stride, int64_t row_begin, int64_t row_end) noexcept {
+    const int64_t padded = kSpec.family == Family::dense ? 0 : round_up(w.cols, kSpec.column_unit);
+    for (int64_t row = row_begin; row < row_end; ++row) {
+      for (int64_t t = 0; t < n_tokens; ++t) {
+        const float* x_row = x + t * x_stride;
+        double sum = 0.0;
+        for (int64_t k = 0; k < w.cols; ++k) {
+          float weight;
+          if constexpr (kSpec.family == Family::dense) {
+            weight = dense_element<kFormat>(w.data, row * w.cols + k);
+          } else {
+            const uint8_t* tile = tile_of(w, row);
+            const int r = static_cast<int>(row % kTileRows);
+            weight = scale_at<kFormat>(tile, padded, r, k) *
+                     static_cast<float>(code_at<kFormat>(tile, padded, r, k));
+          }
+          sum += static_cast<double>(weight) * static_cast<double>(x_row[k]);
+        }
+        y[t * y_stride + row] = static_cast<float>(sum);
+      }
+    }
+  }
+
+  static constexpr FormatKernels kernels() noexcept {
+    if constexpr (kSpec.family == Family::dense) {
+      return {nullptr, &linear_f32, &unpack_row};
+    } else {
+      return {&linear_quantized, &linear_f32, &unpack_row};
+    }
+  }
+};
+
+}  // namespace
+}  // namespace qh
