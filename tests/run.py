@@ -1,6 +1,6 @@
 """Runs every check part by part, prints the time of each, and ends with one line of counts.
 
-`make test` runs the default tier; `--full` adds sanitizers and the long tiers; `--only PART` one part.
+`make test` runs the default tier; `--full` adds sanitizers and long tiers; `--only` runs one part.
 A part that cannot run here (a missing cross compiler) exits with 77 and is reported as skipped.
 """
 

@@ -1,4 +1,4 @@
-"""Static rules of the code base: file sizes, import hygiene, complete registries, plain-text rules."""
+"""Static rules of the code base: file sizes, import hygiene, complete registries."""
 
 from __future__ import annotations
 
