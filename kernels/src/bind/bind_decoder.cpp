@@ -1,0 +1,210 @@
+// bind_decoder.cpp: the decoder as _native.Decoder. Arguments were checked by
+// qh_kernels/decoder.py; what is left to do here is to keep the arrays alive and to release the GIL
+// while it computes.
+
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bind/bind.h"
+#include "decoder/decoder.h"
+#include "format_info.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace qh {
+namespace {
+
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using LogitsOut = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// What next_token returns instead of a token.
+constexpr int32_t kCancelled = -1;
+constexpr int32_t kNonFinite = -2;
+constexpr int32_t kNotANumber = -3;
+constexpr int32_t kNoCandidates = -4;
+
+KvType kv_type_of(const std::string& name) { return name == "f16" ? KvType::f16 : KvType::f32; }
+
+ModelShape shape_of(const nb::tuple& sizes) {
+  return {nb::cast<int64_t>(sizes[0]), nb::cast<int64_t>(sizes[1]), nb::cast<int64_t>(sizes[2]),
+          nb::cast<int64_t>(sizes[3]), nb::cast<int64_t>(sizes[4]), nb::cast<int64_t>(sizes[5]),
+          nb::cast<int64_t>(sizes[6])};
+}
+
+// Reads the description of a model and keeps every array it points into.
+class ModelReader {
+ public:
+  // (data, rows, cols, format, bias or None)
+  Linear linear(nb::handle description) {
+    const auto parts = nb::cast<nb::tuple>(description);
+    const auto format = format_from_name(nb::cast<std::string>(parts[3]));
+    if (!format) throw std::invalid_argument("unknown format");
+    return {{keep(nb::cast<Bytes>(parts[0], false)), nb::cast<int64_t>(parts[1]),
+             nb::cast<int64_t>(parts[2]), *format},
+            floats(parts[4])};
+  }
+
+  // Seven linears, six norms or None, sliding window.
+  LayerView layer(nb::handle description) {
+    const auto parts = nb::cast<nb::tuple>(description);
+    return {linear(parts[0]),  linear(parts[1]),
+            linear(parts[2]),  linear(parts[3]),
+            linear(parts[4]),  linear(parts[5]),
+            linear(parts[6]),  floats(parts[7]),
+            floats(parts[8]),  floats(parts[9]),
+            floats(parts[10]), floats(parts[11]),
+            floats(parts[12]), nb::cast<int64_t>(parts[13])};
+  }
+
+  const float* floats(nb::handle array) {
+    return array.is_none() ? nullptr : keep(nb::cast<Floats>(array, false));
+  }
+
+  std::vector<Bytes> bytes;
+  std::vector<Floats> values;
+
+ private:
+  const uint8_t* keep(Bytes array) { return bytes.emplace_back(std::move(array)).data(); }
+  const float* keep(Floats array) { return values.emplace_back(std::move(array)).data(); }
+};
+
+class NativeDecoder {
+ public:
+  NativeDecoder(const std::string& isa, const nb::tuple& sizes, float rms_norm_eps,
+                const std::string& activation, const nb::object& inv_freq,
+                const nb::tuple& embedding, const nb::tuple& head, const nb::object& final_norm,
+                const nb::list& layers, int64_t context_length, int threads,
+                const std::string& kv_type, bool exact, int64_t batch_tokens, bool trace) {
+    const auto id = isa_from_name(isa);
+    const KernelTable* table = id ? kernel_table(*id) : nullptr;
+    if (table == nullptr) throw std::invalid_argument("instruction set is not available");
+    ModelView model;
+    model.shape = shape_of(sizes);
+    model.rms_norm_eps = rms_norm_eps;
+    model.activation = activation == "silu" ? Activation::silu : Activation::relu2;
+    model.inv_freq = reader_.floats(inv_freq);
+    model.embedding = reader_.linear(embedding);
+    model.head = reader_.linear(head);
+    model.final_norm = reader_.floats(final_norm);
+    for (const nb::handle layer : layers) model.layers.push_back(reader_.layer(layer));
+    decoder_ = std::make_unique<Decoder>(
+        *table, std::move(model),
+        DecoderOptions{context_length, threads, kv_type_of(kv_type), exact, batch_tokens, trace});
+  }
+
+  int32_t prefill(const Tokens& tokens) {
+    const nb::gil_scoped_release release;
+    return static_cast<int32_t>(
+        decoder_->prefill(tokens.data(), static_cast<int64_t>(tokens.size())));
+  }
+
+  int32_t forward(const Tokens& tokens, const LogitsOut& logits) {
+    const nb::gil_scoped_release release;
+    return static_cast<int32_t>(
+        decoder_->forward(tokens.data(), static_cast<int64_t>(tokens.size()), logits.data()));
+  }
+
+  int32_t next_token(Sampler& sampler) {
+    const nb::gil_scoped_release release;
+    const Decoder::NextToken next = decoder_->next_token(sampler);
+    if (next.status == Status::cancelled) return kCancelled;
+    if (next.status == Status::non_finite) return kNonFinite;
+    if (next.sample.error == SampleError::not_a_number) return kNotANumber;
+    if (next.sample.error == SampleError::no_candidates) return kNoCandidates;
+    return next.sample.token;
+  }
+
+  int32_t commit_pending() {
+    const nb::gil_scoped_release release;
+    return static_cast<int32_t>(decoder_->commit_pending());
+  }
+
+  nb::ndarray<nb::numpy, float, nb::ndim<1>> logits() const {
+    const auto n = static_cast<size_t>(decoder_->shape().vocab_size);
+    return own(std::vector<float>(decoder_->logits(), decoder_->logits() + n), {n});
+  }
+
+  // (layer, name, per_token, codes (n_tokens, cols), scales (n_tokens, groups)) of each input.
+  nb::list trace() const {
+    nb::list records;
+    for (const TraceRecord& record : decoder_->trace()) {
+      const auto n = static_cast<size_t>(record.n_tokens);
+      records.append(nb::make_tuple(
+          record.layer, record.name, record.per_token,
+          own(std::vector<int8_t>(record.codes), {n, static_cast<size_t>(record.cols)}),
+          own(std::vector<float>(record.scales), {n, record.scales.size() / n})));
+    }
+    return records;
+  }
+
+  Decoder& decoder() { return *decoder_; }
+
+ private:
+  template <class T, size_t N>
+  static nb::ndarray<nb::numpy, T, nb::ndim<N>> own(std::vector<T> values,
+                                                    const size_t (&shape)[N]) {
+    auto* held = new std::vector<T>(std::move(values));
+    const nb::capsule owner(held, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+    return {held->data(), N, shape, owner};
+  }
+
+  ModelReader reader_;
+  std::unique_ptr<Decoder> decoder_;
+};
+
+}  // namespace
+
+void bind_decoder(nb::module_& module) {
+  module.def(
+      "decoder_bytes",
+      [](const nb::tuple& sizes, int64_t context_length, int threads, const std::string& kv_type,
+         int64_t batch_tokens) {
+        const DecoderBytes bytes = decoder_bytes(shape_of(sizes), context_length, threads,
+                                                 kv_type_of(kv_type), batch_tokens);
+        return nb::make_tuple(bytes.kv_cache, bytes.scratch);
+      },
+      "sizes"_a, "context_length"_a, "threads"_a, "kv_type"_a, "batch_tokens"_a);
+
+  nb::class_<NativeDecoder>(module, "Decoder")
+      .def(nb::init<const std::string&, const nb::tuple&, float, const std::string&,
+                    const nb::object&, const nb::tuple&, const nb::tuple&, const nb::object&,
+                    const nb::list&, int64_t, int, const std::string&, bool, int64_t, bool>(),
+           "isa"_a, "sizes"_a, "rms_norm_eps"_a, "activation"_a, "inv_freq"_a, "embedding"_a,
+           "head"_a, "final_norm"_a, "layers"_a, "context_length"_a, "threads"_a, "kv_type"_a,
+           "exact"_a, "batch_tokens"_a, "trace"_a)
+      .def("prefill", &NativeDecoder::prefill, "tokens"_a)
+      .def("forward", &NativeDecoder::forward, "tokens"_a, "logits"_a)
+      .def("next_token", &NativeDecoder::next_token, "sampler"_a)
+      .def("commit_pending", &NativeDecoder::commit_pending)
+      .def("logits", &NativeDecoder::logits)
+      .def("trace", &NativeDecoder::trace)
+      .def(
+          "truncate",
+          [](NativeDecoder& self, int64_t position) { self.decoder().truncate(position); },
+          "position"_a)
+      .def("cancel", [](NativeDecoder& self) { self.decoder().cancel(); })
+      .def("clear_cancel", [](NativeDecoder& self) { self.decoder().clear_cancel(); })
+      .def("bytes",
+           [](NativeDecoder& self) {
+             const DecoderBytes bytes = self.decoder().bytes();
+             return nb::make_tuple(bytes.kv_cache, bytes.scratch);
+           })
+      .def_prop_ro("isa", [](NativeDecoder& self) { return isa_name(self.decoder().isa()); })
+      .def_prop_ro("threads", [](NativeDecoder& self) { return self.decoder().threads(); })
+      .def_prop_ro("position", [](NativeDecoder& self) { return self.decoder().position(); })
+      .def_prop_ro("pending", [](NativeDecoder& self) { return self.decoder().pending(); })
+      .def_prop_ro("has_logits", [](NativeDecoder& self) { return self.decoder().has_logits(); })
+      .def_prop_ro("non_finite_position",
+                   [](NativeDecoder& self) { return self.decoder().non_finite_position(); });
+}
+
+}  // namespace qh

@@ -1,0 +1,423 @@
+#include "decoder/decoder.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+namespace qh {
+namespace {
+
+// Chunks per thread of a multiplication: enough that a thread which lost its CPU for a while leaves
+// little behind, few enough that claiming them costs nothing.
+constexpr int64_t kChunksPerThread = 4;
+// Below this many multiply-adds a step is faster on one thread than handed over.
+constexpr int64_t kHandOverWork = 16 * 1024;
+
+// No NaN and no infinity: an exponent of all ones carries into the top bit.
+bool all_finite(const float* x, int64_t n) noexcept {
+  uint32_t bad = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    bad |= (std::bit_cast<uint32_t>(x[i]) & 0x7f800000u) + 0x00800000u;
+  }
+  return (bad & 0x80000000u) == 0;
+}
+
+int64_t tiles_of(const MatrixView& w) noexcept { return (w.rows + kTileRows - 1) / kTileRows; }
+
+}  // namespace
+
+DecoderBytes decoder_bytes(const ModelShape& shape, int64_t context_length, int threads,
+                           KvType kv_type, int64_t batch_tokens) noexcept {
+  Scratch scratch;
+  return {KvCache::bytes(shape, context_length, kv_type),
+          scratch.lay_out(shape, context_length, threads, batch_tokens, nullptr)};
+}
+
+Decoder::Decoder(const KernelTable& table, ModelView model, const DecoderOptions& options)
+    : table_(table),
+      model_(std::move(model)),
+      options_(options),
+      cache_(model_.shape, options.context_length, options.kv_type),
+      scratch_{},
+      block_(scratch_.lay_out(model_.shape, options.context_length, options.threads,
+                              options.batch_tokens, nullptr)),
+      pool_(options.threads) {
+  scratch_.lay_out(model_.shape, options.context_length, options.threads, options.batch_tokens,
+                   block_.data());
+}
+
+Status Decoder::prefill(const int32_t* tokens, int64_t n_tokens) {
+  return run(tokens, n_tokens, nullptr);
+}
+
+Status Decoder::forward(const int32_t* tokens, int64_t n_tokens, float* logits) {
+  return run(tokens, n_tokens, logits);
+}
+
+Decoder::NextToken Decoder::next_token(Sampler& sampler) {
+  if (const Status status = commit_pending(); status != Status::ok) return {status, {}};
+  const SampleResult sample = sampler.sample(scratch_.logits);
+  if (sample.error == SampleError::none) pending_ = sample.token;
+  return {Status::ok, sample};
+}
+
+Status Decoder::commit_pending() {
+  if (cancelled()) return Status::cancelled;
+  if (pending_ < 0) return Status::ok;
+  const int32_t token = pending_;
+  const Status status = run(&token, 1, nullptr);
+  if (status == Status::ok) pending_ = -1;
+  return status;
+}
+
+void Decoder::truncate(int64_t position) noexcept {
+  position_.store(position, std::memory_order_relaxed);
+  pending_ = -1;
+  has_logits_ = false;
+}
+
+Status Decoder::run(const int32_t* tokens, int64_t n_tokens, float* all_logits) {
+  trace_.clear();
+  for (int64_t done = 0; done < n_tokens;) {
+    const int64_t n = std::min(options_.batch_tokens, n_tokens - done);
+    const LogitsWanted wanted{
+        .last = done + n == n_tokens,
+        .all = all_logits == nullptr ? nullptr : all_logits + done * model_.shape.vocab_size};
+    if (const Status status = run_batch(tokens + done, n, wanted); status != Status::ok) {
+      return status;
+    }
+    done += n;
+  }
+  return Status::ok;
+}
+
+Status Decoder::run_batch(const int32_t* tokens, int64_t n_tokens, LogitsWanted wanted) {
+  const ScopedFlushDenormals flush;
+  const int64_t begin = position();
+  const int64_t hidden_size = model_.shape.hidden_size;
+  bad_position_.store(kAllFinite, std::memory_order_relaxed);
+  batch_begin_ = begin;
+  extend_rope_tables(begin + n_tokens);
+
+  const MatrixView& embedding = model_.embedding.w;
+  const UnpackRow unpack_row = table_.formats[static_cast<int>(embedding.format)].unpack_row;
+  for (int64_t t = 0; t < n_tokens; ++t) {
+    unpack_row(embedding, tokens[t], scratch_.hidden + t * scratch_.hidden_stride);
+  }
+  for (int64_t layer = 0; layer < model_.shape.num_hidden_layers; ++layer) {
+    if (!run_layer(layer, begin, n_tokens)) return Status::cancelled;
+  }
+  // A value that overflowed in the last layer shows only here.
+  for (int64_t t = 0; t < n_tokens; ++t) {
+    if (!all_finite(scratch_.hidden + t * scratch_.hidden_stride, hidden_size)) {
+      note_non_finite(begin + t);
+    }
+  }
+  if (cancelled()) return Status::cancelled;
+  if (wanted.last || wanted.all != nullptr) {
+    has_logits_ = false;
+    compute_logits(begin, n_tokens, wanted);
+  }
+  if (bad_position_.load(std::memory_order_relaxed) != kAllFinite) return Status::non_finite;
+  position_.store(begin + n_tokens, std::memory_order_relaxed);
+  has_logits_ = wanted.last;
+  return Status::ok;
+}
+
+bool Decoder::run_layer(int64_t layer, int64_t begin, int64_t n_tokens) {
+  const LayerView& weights = model_.layers[static_cast<size_t>(layer)];
+  const ModelShape& shape = model_.shape;
+  Scratch& s = scratch_;
+  const float eps = model_.rms_norm_eps;
+
+  const LinearJob qkv[] = {{&weights.q, s.q, s.q_stride},
+                           {&weights.k, s.k, s.kv_stride},
+                           {&weights.v, s.v, s.kv_stride}};
+  prepare_input({layer, "q"}, n_tokens, shape.hidden_size, forms_of(qkv),
+                [&](int64_t t, float* input) {
+                  table_.rms_norm(s.hidden + t * s.hidden_stride, weights.attention_norm, eps,
+                                  shape.hidden_size, input);
+                });
+  multiply(qkv, n_tokens);
+  if (cancelled()) return false;
+  attend(layer, begin, n_tokens);
+
+  const LinearJob o[] = {{&weights.o, s.branch, s.hidden_stride}};
+  prepare_input({layer, "o"}, n_tokens, shape.q_size(), forms_of(o), [&](int64_t t, float* input) {
+    const float* attention = s.attention + t * s.q_stride;
+    if (weights.attention_sub_norm != nullptr) {
+      table_.rms_norm(attention, weights.attention_sub_norm, eps, shape.q_size(), input);
+    } else {
+      std::memcpy(input, attention, static_cast<size_t>(shape.q_size()) * sizeof(float));
+    }
+  });
+  multiply(o, n_tokens);
+  if (cancelled()) return false;
+
+  const LinearJob gate_up[] = {{&weights.gate, s.gate, s.intermediate_stride},
+                               {&weights.up, s.up, s.intermediate_stride}};
+  prepare_input({layer, "gate"}, n_tokens, shape.hidden_size, forms_of(gate_up),
+                [&](int64_t t, float* input) {
+                  float* hidden = s.hidden + t * s.hidden_stride;
+                  table_.add(hidden, s.branch + t * s.hidden_stride, shape.hidden_size);
+                  table_.rms_norm(hidden, weights.mlp_norm, eps, shape.hidden_size, input);
+                });
+  multiply(gate_up, n_tokens);
+  if (cancelled()) return false;
+
+  const LinearJob down[] = {{&weights.down, s.branch, s.hidden_stride}};
+  prepare_input({layer, "down"}, n_tokens, shape.intermediate_size, forms_of(down),
+                [&](int64_t t, float* input) {
+                  const float* gate = s.gate + t * s.intermediate_stride;
+                  const float* up = s.up + t * s.intermediate_stride;
+                  const bool sub_norm = weights.mlp_sub_norm != nullptr;
+                  float* product = sub_norm ? s.product + t * s.intermediate_stride : input;
+                  table_.gated(model_.activation, gate, up, shape.intermediate_size, product);
+                  if (sub_norm) {
+                    table_.rms_norm(product, weights.mlp_sub_norm, eps, shape.intermediate_size,
+                                    input);
+                  }
+                });
+  multiply(down, n_tokens);
+  for_each_token(n_tokens, [&](int64_t t) {
+    table_.add(s.hidden + t * s.hidden_stride, s.branch + t * s.hidden_stride, shape.hidden_size);
+  });
+  return !cancelled();
+}
+
+void Decoder::attend(int64_t layer, int64_t begin, int64_t n_tokens) noexcept {
+  const LayerView& weights = model_.layers[static_cast<size_t>(layer)];
+  const ModelShape& shape = model_.shape;
+  Scratch& s = scratch_;
+  const int64_t head_dim = shape.head_dim;
+  const float eps = model_.rms_norm_eps;
+
+  for_each_token(n_tokens, [&](int64_t t) {
+    const int64_t position = begin + t;
+    float* q = s.q + t * s.q_stride;
+    float* k = s.k + t * s.kv_stride;
+    if (weights.q_norm != nullptr) {
+      for (int64_t head = 0; head < shape.num_attention_heads; ++head) {
+        table_.rms_norm(q + head * head_dim, weights.q_norm, eps, head_dim, q + head * head_dim);
+      }
+    }
+    if (weights.k_norm != nullptr) {
+      for (int64_t head = 0; head < shape.num_key_value_heads; ++head) {
+        table_.rms_norm(k + head * head_dim, weights.k_norm, eps, head_dim, k + head * head_dim);
+      }
+    }
+    const float* cos = s.cos + position * (head_dim / 2);
+    const float* sin = s.sin + position * (head_dim / 2);
+    table_.rope(q, shape.num_attention_heads, head_dim, cos, sin);
+    table_.rope(k, shape.num_key_value_heads, head_dim, cos, sin);
+    table_.store_kv(options_.kv_type, k, shape.kv_size(), cache_.key_row(layer, position));
+    table_.store_kv(options_.kv_type, s.v + t * s.kv_stride, shape.kv_size(),
+                    cache_.value_row(layer, position));
+  });
+
+  // Many tokens: a chunk is one token. Few: one head of one token. Little work: one chunk.
+  const int64_t threads = pool_.threads();
+  const int64_t heads = shape.num_attention_heads;
+  const bool hand_over = 2 * n_tokens * (begin + n_tokens) * shape.q_size() > kHandOverWork;
+  const int64_t slices = (threads == 1 || !hand_over || n_tokens >= 4 * threads) ? 1 : heads;
+  const int64_t slice = heads / slices;
+  const auto attend_chunk = [&](int64_t chunk, int worker) {
+    const int64_t t = chunk / slices;
+    const int64_t position = begin + t;
+    AttentionArgs args;
+    args.q = s.q + t * s.q_stride;
+    args.keys = cache_.keys(layer);
+    args.values = cache_.values(layer);
+    args.kv_type = options_.kv_type;
+    args.n_heads = heads;
+    args.n_kv_heads = shape.num_key_value_heads;
+    args.head_dim = head_dim;
+    args.first = weights.sliding_window > 0
+                     ? std::max<int64_t>(0, position - weights.sliding_window + 1)
+                     : 0;
+    args.last = position;
+    args.head_begin = (chunk % slices) * slice;
+    args.head_end = args.head_begin + slice;
+    args.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)));
+    args.scores = s.scores + worker * s.score_stride;
+    args.out = s.attention + t * s.q_stride;
+    table_.attention(args);
+  };
+  if (hand_over) {
+    pool_.run(n_tokens * slices, attend_chunk);
+  } else {
+    for (int64_t chunk = 0; chunk < n_tokens * slices; ++chunk) attend_chunk(chunk, 0);
+  }
+}
+
+void Decoder::compute_logits(int64_t begin, int64_t n_tokens, LogitsWanted wanted) {
+  const ModelShape& shape = model_.shape;
+  Scratch& s = scratch_;
+  const int64_t first = wanted.all != nullptr ? 0 : n_tokens - 1;
+  const int64_t n = n_tokens - first;
+  float* logits = wanted.all != nullptr ? wanted.all : s.logits;
+  batch_begin_ = begin + first;
+  const LinearJob head[] = {{&model_.head, logits, shape.vocab_size}};
+  prepare_input({shape.num_hidden_layers, "head"}, n, shape.hidden_size, forms_of(head),
+                [&](int64_t t, float* input) {
+                  table_.rms_norm(s.hidden + (first + t) * s.hidden_stride, model_.final_norm,
+                                  model_.rms_norm_eps, shape.hidden_size, input);
+                });
+  multiply(head, n);
+  for (int64_t t = 0; t < n; ++t) {
+    if (!all_finite(logits + t * shape.vocab_size, shape.vocab_size)) {
+      note_non_finite(batch_begin_ + t);
+    }
+  }
+  if (wanted.all != nullptr && wanted.last) {
+    std::memcpy(s.logits, logits + (n - 1) * shape.vocab_size,
+                static_cast<size_t>(shape.vocab_size) * sizeof(float));
+  }
+}
+
+Decoder::InputForm Decoder::form_of(const MatrixView& w) const noexcept {
+  if (table_.formats[static_cast<int>(w.format)].linear_quantized == nullptr) return kF32;
+  // The int8 activations of a ternary model are its own arithmetic, not an approximation.
+  if (w.format == FormatId::ternary) return kTokenCodes;
+  return options_.exact ? kF32 : kGroupCodes;
+}
+
+template <int N>
+unsigned Decoder::forms_of(const LinearJob (&jobs)[N]) const noexcept {
+  unsigned forms = 0;
+  for (const LinearJob& job : jobs) forms |= form_of(job.linear->w);
+  return forms;
+}
+
+template <class Body>
+void Decoder::for_each_token(int64_t n_tokens, Body body) noexcept {
+  pool_.run(n_tokens, [&](int64_t t, int) { body(t); });
+}
+
+// Puts the input of the next linear layers into scratch_.input and its codes, in every form that
+// one of them reads. fill(t, input) writes the cols values of token t.
+template <class Fill>
+void Decoder::prepare_input(Place place, int64_t n_tokens, int64_t cols, unsigned forms,
+                            Fill fill) {
+  Scratch& s = scratch_;
+  const int64_t stride = round_up(cols, kActivationPad);
+  const int64_t groups = stride / kActivationGroup;
+  for_each_token(n_tokens, [&](int64_t t) {
+    float* input = s.input + t * stride;
+    fill(t, input);
+    std::memset(input + cols, 0, static_cast<size_t>(stride - cols) * sizeof(float));
+    // Checked before quantizing, which would turn a NaN into an ordinary code.
+    if (!all_finite(input, cols)) note_non_finite(batch_begin_ + t);
+    if ((forms & kTokenCodes) != 0) {
+      table_.quantize_token(input, cols, stride, s.token_codes + t * stride, s.token_scales + t,
+                            s.token_sums + t);
+    }
+    if ((forms & kGroupCodes) != 0) {
+      table_.quantize_groups(input, cols, stride, s.group_codes + t * stride,
+                             s.group_scales + t * groups, s.group_sums + t * groups);
+    }
+  });
+  if (options_.trace) {
+    if ((forms & kTokenCodes) != 0) record(place, true, n_tokens, cols, stride);
+    if ((forms & kGroupCodes) != 0) record(place, false, n_tokens, cols, stride);
+  }
+}
+
+// All rows of all jobs in one hand-over; the jobs share the prepared input.
+template <int N>
+void Decoder::multiply(const LinearJob (&jobs)[N], int64_t n_tokens) noexcept {
+  int64_t tiles = 0;
+  int64_t work = 0;
+  for (const LinearJob& job : jobs) {
+    tiles += tiles_of(job.linear->w);
+    work += job.linear->w.rows * job.linear->w.cols * n_tokens;
+  }
+  const int64_t threads = pool_.threads();
+  const int64_t n_chunks =
+      threads == 1 || work < kHandOverWork ? 1 : std::min(tiles, threads * kChunksPerThread);
+  pool_.run(n_chunks, [&](int64_t chunk, int) {
+    int64_t begin = tiles * chunk / n_chunks;
+    int64_t end = tiles * (chunk + 1) / n_chunks;
+    for (const LinearJob& job : jobs) {
+      const int64_t n_tiles = tiles_of(job.linear->w);
+      const int64_t first = std::max<int64_t>(begin, 0);
+      const int64_t last = std::min(end, n_tiles);
+      if (first < last) {
+        multiply_rows(*job.linear, job.y, job.y_stride, n_tokens, first * kTileRows,
+                      std::min(last * kTileRows, job.linear->w.rows));
+      }
+      begin -= n_tiles;
+      end -= n_tiles;
+    }
+  });
+}
+
+void Decoder::multiply_rows(const Linear& linear, float* y, int64_t y_stride, int64_t n_tokens,
+                            int64_t row_begin, int64_t row_end) noexcept {
+  const MatrixView& w = linear.w;
+  const FormatKernels& kernels = table_.formats[static_cast<int>(w.format)];
+  const Scratch& s = scratch_;
+  const int64_t stride = round_up(w.cols, kActivationPad);
+  switch (form_of(w)) {
+    case kF32:
+      kernels.linear_f32(w, s.input, stride, n_tokens, y, y_stride, row_begin, row_end);
+      break;
+    case kTokenCodes:
+      kernels.linear_quantized(w,
+                               {s.token_codes, s.token_scales, s.token_sums, stride, 1, n_tokens},
+                               y, y_stride, row_begin, row_end);
+      break;
+    case kGroupCodes:
+      kernels.linear_quantized(w,
+                               {s.group_codes, s.group_scales, s.group_sums, stride,
+                                stride / kActivationGroup, n_tokens},
+                               y, y_stride, row_begin, row_end);
+      break;
+  }
+  if (linear.bias != nullptr) {
+    for (int64_t t = 0; t < n_tokens; ++t) {
+      table_.add(y + t * y_stride + row_begin, linear.bias + row_begin, row_end - row_begin);
+    }
+  }
+}
+
+// Angles in double: in float32 the angle of a far position would already be off by 1e-4 and more.
+void Decoder::extend_rope_tables(int64_t end) noexcept {
+  const int64_t half_dim = model_.shape.head_dim / 2;
+  for (; rope_positions_ < end; ++rope_positions_) {
+    float* cos = scratch_.cos + rope_positions_ * half_dim;
+    float* sin = scratch_.sin + rope_positions_ * half_dim;
+    for (int64_t i = 0; i < half_dim; ++i) {
+      const double angle =
+          static_cast<double>(rope_positions_) * static_cast<double>(model_.inv_freq[i]);
+      cos[i] = static_cast<float>(std::cos(angle));
+      sin[i] = static_cast<float>(std::sin(angle));
+    }
+  }
+}
+
+void Decoder::note_non_finite(int64_t position) noexcept {
+  int64_t known = bad_position_.load(std::memory_order_relaxed);
+  while (position < known &&
+         !bad_position_.compare_exchange_weak(known, position, std::memory_order_relaxed)) {
+  }
+}
+
+void Decoder::record(Place place, bool per_token, int64_t n_tokens, int64_t cols, int64_t stride) {
+  const Scratch& s = scratch_;
+  const int8_t* codes = per_token ? s.token_codes : s.group_codes;
+  const float* scales = per_token ? s.token_scales : s.group_scales;
+  const int64_t scale_stride = per_token ? 1 : stride / kActivationGroup;
+  const int64_t n_scales = per_token ? 1 : (cols + kActivationGroup - 1) / kActivationGroup;
+  TraceRecord entry{place.layer, place.name, per_token, n_tokens, cols, {}, {}};
+  for (int64_t t = 0; t < n_tokens; ++t) {
+    entry.codes.insert(entry.codes.end(), codes + t * stride, codes + t * stride + cols);
+    entry.scales.insert(entry.scales.end(), scales + t * scale_stride,
+                        scales + t * scale_stride + n_scales);
+  }
+  trace_.push_back(std::move(entry));
+}
+
+}  // namespace qh

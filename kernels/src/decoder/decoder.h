@@ -1,0 +1,147 @@
+// decoder.h: a whole decoder, from token ids to logits, over weights that somebody else owns.
+//
+// One forward pass takes a batch of tokens at consecutive positions through all layers. Prefill and
+// decode are the same code with different batch sizes, and no result depends on the batch size, the
+// number of threads or who computed which row: prefill equals token-by-token decode bit for bit.
+//
+// Not for concurrent use, except cancel, clear_cancel and position.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "decoder/arena.h"
+#include "decoder/kv_cache.h"
+#include "decoder/model_view.h"
+#include "decoder/sampler.h"
+#include "decoder/scratch.h"
+#include "decoder/thread_pool.h"
+#include "kernel_table.h"
+
+namespace qh {
+
+enum class Status : int32_t { ok, cancelled, non_finite };
+
+struct DecoderBytes {
+  int64_t kv_cache;
+  int64_t scratch;
+};
+
+// What a Decoder of this shape allocates, without making one.
+DecoderBytes decoder_bytes(const ModelShape& shape, int64_t context_length, int threads,
+                           KvType kv_type, int64_t batch_tokens) noexcept;
+
+// The int8 codes of one input of linear layers, for the tokens of one batch.
+struct TraceRecord {
+  int64_t layer;     // num_hidden_layers for the head
+  std::string name;  // the first linear layer that reads it: "q", "o", "gate", "down" or "head"
+  bool per_token;    // one scale per token (ternary), else one per kActivationGroup inputs
+  int64_t n_tokens;
+  int64_t cols;
+  std::vector<int8_t> codes;  // (n_tokens, cols)
+  std::vector<float> scales;  // (n_tokens, groups)
+};
+
+class Decoder {
+ public:
+  // Allocates everything; throws std::bad_alloc or std::system_error where the system refuses.
+  Decoder(const KernelTable& table, ModelView model, const DecoderOptions& options);
+
+  // Appends the tokens to the KV cache, batch by batch; afterwards logits() are those of the last.
+  // Anything but ok leaves the position at the end of the last complete batch.
+  Status prefill(const int32_t* tokens, int64_t n_tokens);
+  // The same, and writes the logits of every token: (n_tokens, vocab_size).
+  Status forward(const int32_t* tokens, int64_t n_tokens, float* logits);
+
+  struct NextToken {
+    Status status;
+    SampleResult sample;  // of an ok status
+  };
+  // Runs the pending token, if there is one, then draws from the logits; what was drawn becomes the
+  // pending token. A cancelled call changes nothing.
+  NextToken next_token(Sampler& sampler);
+  // Runs the pending token without drawing another.
+  Status commit_pending();
+  // Forgets every position from `position` on, and the pending token and the logits.
+  void truncate(int64_t position) noexcept;
+
+  void cancel() noexcept { cancelled_.store(true, std::memory_order_relaxed); }
+  void clear_cancel() noexcept { cancelled_.store(false, std::memory_order_relaxed); }
+
+  int64_t position() const noexcept { return position_.load(std::memory_order_relaxed); }
+  int64_t context_length() const noexcept { return options_.context_length; }
+  int32_t pending() const noexcept { return pending_; }
+  bool has_logits() const noexcept { return has_logits_; }
+  const float* logits() const noexcept { return scratch_.logits; }
+  // The first position with a NaN or infinite value in the last pass that said non_finite.
+  int64_t non_finite_position() const noexcept { return bad_position_.load(); }
+  DecoderBytes bytes() const noexcept { return {cache_.bytes(), block_.bytes()}; }
+  const std::vector<TraceRecord>& trace() const noexcept { return trace_; }
+  const ModelShape& shape() const noexcept { return model_.shape; }
+  int threads() const noexcept { return pool_.threads(); }
+  Isa isa() const noexcept { return table_.isa; }
+
+ private:
+  // Which forms of an input its linear layers read.
+  enum InputForm : unsigned { kF32 = 1, kTokenCodes = 2, kGroupCodes = 4 };
+  struct LinearJob {
+    const Linear* linear;
+    float* y;
+    int64_t y_stride;
+  };
+  // Where an input is in the model, for the trace.
+  struct Place {
+    int64_t layer;
+    const char* name;
+  };
+  // Which logits a batch is for: none, those of the last token, or of every token into `all`.
+  struct LogitsWanted {
+    bool last;
+    float* all;
+  };
+
+  InputForm form_of(const MatrixView& w) const noexcept;
+  template <int N>
+  unsigned forms_of(const LinearJob (&jobs)[N]) const noexcept;
+  template <class Fill>
+  void prepare_input(Place place, int64_t n_tokens, int64_t cols, unsigned forms, Fill fill);
+  template <int N>
+  void multiply(const LinearJob (&jobs)[N], int64_t n_tokens) noexcept;
+  void multiply_rows(const Linear& linear, float* y, int64_t y_stride, int64_t n_tokens,
+                     int64_t row_begin, int64_t row_end) noexcept;
+  template <class Body>
+  void for_each_token(int64_t n_tokens, Body body) noexcept;
+
+  Status run(const int32_t* tokens, int64_t n_tokens, float* all_logits);
+  Status run_batch(const int32_t* tokens, int64_t n_tokens, LogitsWanted wanted);
+  bool run_layer(int64_t layer, int64_t begin, int64_t n_tokens);
+  void attend(int64_t layer, int64_t begin, int64_t n_tokens) noexcept;
+  void compute_logits(int64_t begin, int64_t n_tokens, LogitsWanted wanted);
+  void extend_rope_tables(int64_t end) noexcept;
+  void note_non_finite(int64_t position) noexcept;
+  void record(Place place, bool per_token, int64_t n_tokens, int64_t cols, int64_t stride);
+  bool cancelled() const noexcept { return cancelled_.load(std::memory_order_relaxed); }
+
+  static constexpr int64_t kAllFinite = std::numeric_limits<int64_t>::max();
+
+  const KernelTable& table_;
+  ModelView model_;
+  DecoderOptions options_;
+  KvCache cache_;
+  Scratch scratch_;
+  AlignedBlock block_;
+  ThreadPool pool_;
+  int64_t rope_positions_ = 0;
+  int64_t batch_begin_ = 0;  // position of the first token of the input being prepared
+  std::atomic<int64_t> position_{0};
+  std::atomic<int64_t> bad_position_{kAllFinite};
+  std::atomic<bool> cancelled_{false};
+  int32_t pending_ = -1;
+  bool has_logits_ = false;
+  std::vector<TraceRecord> trace_;
+};
+
+}  // namespace qh

@@ -1,0 +1,80 @@
+// scratch.h: every buffer a forward pass writes, laid out once for batches of up to `batch` tokens.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "decoder/arena.h"
+#include "decoder/model_view.h"
+
+namespace qh {
+
+// Rows of all activations are `stride` apart: the number of values rounded up so that every row
+// starts aligned and the padding a kernel may read belongs to the row.
+struct Scratch {
+  int64_t hidden_stride;
+  int64_t q_stride;
+  int64_t kv_stride;
+  int64_t intermediate_stride;
+  int64_t input_stride;  // the widest of them: rows of `input` and of the codes
+
+  float* hidden;        // (batch, hidden_stride): the residual stream
+  float* input;         // (batch, input_stride): what the next linear layers multiply
+  int8_t* token_codes;  // (batch, input_stride): one scale per token
+  float* token_scales;  // (batch)
+  int32_t* token_sums;  // (batch)
+  int8_t* group_codes;  // (batch, input_stride): one scale per kActivationGroup inputs
+  float* group_scales;  // (batch, input_stride / kActivationGroup)
+  int32_t* group_sums;  // (batch, input_stride / kActivationGroup)
+  float* q;             // (batch, q_stride)
+  float* k;             // (batch, kv_stride)
+  float* v;             // (batch, kv_stride)
+  float* attention;     // (batch, q_stride)
+  float* branch;        // (batch, hidden_stride): output of o and of down, before it is added
+  float* gate;          // (batch, intermediate_stride)
+  float* up;            // (batch, intermediate_stride)
+  float* product;       // (batch, intermediate_stride): act(gate) * up
+  float* logits;        // (vocab_size)
+  float* scores;        // (threads, score_stride): attention scores of one head per thread
+  int64_t score_stride;
+  float* cos;  // (context_length, head_dim / 2), filled as positions are reached
+  float* sin;  // (context_length, head_dim / 2)
+
+  // Sets every pointer into the block at base (nullptr: none) and returns the bytes it needs.
+  int64_t lay_out(const ModelShape& shape, int64_t context_length, int threads, int64_t batch,
+                  uint8_t* base) noexcept {
+    Arena arena(base);
+    hidden_stride = round_up(shape.hidden_size, kActivationPad);
+    q_stride = round_up(shape.q_size(), kActivationPad);
+    kv_stride = round_up(shape.kv_size(), kActivationPad);
+    intermediate_stride = round_up(shape.intermediate_size, kActivationPad);
+    input_stride = std::max({hidden_stride, q_stride, intermediate_stride});
+    score_stride = round_up(context_length, kAlignment / static_cast<int64_t>(sizeof(float)));
+    const int64_t half_dim = shape.head_dim / 2;
+    const int64_t groups = input_stride / kActivationGroup;
+
+    hidden = arena.take<float>(batch * hidden_stride);
+    input = arena.take<float>(batch * input_stride);
+    token_codes = arena.take<int8_t>(batch * input_stride);
+    token_scales = arena.take<float>(batch);
+    token_sums = arena.take<int32_t>(batch);
+    group_codes = arena.take<int8_t>(batch * input_stride);
+    group_scales = arena.take<float>(batch * groups);
+    group_sums = arena.take<int32_t>(batch * groups);
+    q = arena.take<float>(batch * q_stride);
+    k = arena.take<float>(batch * kv_stride);
+    v = arena.take<float>(batch * kv_stride);
+    attention = arena.take<float>(batch * q_stride);
+    branch = arena.take<float>(batch * hidden_stride);
+    gate = arena.take<float>(batch * intermediate_stride);
+    up = arena.take<float>(batch * intermediate_stride);
+    product = arena.take<float>(batch * intermediate_stride);
+    logits = arena.take<float>(shape.vocab_size);
+    scores = arena.take<float>(static_cast<int64_t>(threads) * score_stride);
+    cos = arena.take<float>(context_length * half_dim);
+    sin = arena.take<float>(context_length * half_dim);
+    return arena.used();
+  }
+};
+
+}  // namespace qh
