@@ -1,0 +1,79 @@
+"""Bytes that a decoder takes besides its weights: KV cache, scratch, and the process around it.
+
+KV cache and scratch follow the layout of the C++ decoder (kernels/src/decoder/kv_cache.h and
+scratch.h) piece by piece; a test holds the sums equal to what the native module reports. They are
+computed here as well so that a plan needs no native code, as for a machine that is only imagined.
+"""
+
+from __future__ import annotations
+
+from qh_runtime.architectures.base import DecoderSpec
+
+__all__ = ["BATCH_TOKENS", "kv_cache_bytes", "norm_bytes", "runtime_bytes", "scratch_bytes"]
+
+# Tokens of a prompt that go through a layer together: enough to use each weight block many times
+# while it is in the cache, few enough that the scratch of a 2B model stays near 20 MB.
+BATCH_TOKENS = 64
+
+# kAlignment, kActivationPad and kActivationGroup of the C++ decoder.
+_ALIGNMENT = 64
+_PAD = 128
+_GROUP = 32
+
+# Resident bytes of the process around the decoder: interpreter, NumPy, tokenizers, minijinja,
+# msgspec and the native module took 35 MB, Textual with a Markdown screen 20 MB more (x86-64 Linux,
+# CPython 3.11, 2026-11); the rest is history, settings and the text on screen.
+_PROCESS_BYTES = 64 << 20
+# A byte-level BPE tokenizer with 50,257 tokens added 28 MB, 573 bytes per token (same machine).
+_TOKENIZER_BYTES_PER_TOKEN = 640
+
+
+def kv_cache_bytes(spec: DecoderSpec, context_length: int, *, f32: bool = False) -> int:
+    """Bytes of keys and values of every layer and position; float16, or float32."""
+    plane = context_length * spec.num_key_value_heads * spec.head_dim * (4 if f32 else 2)
+    return 2 * spec.num_hidden_layers * _round_up(plane, _ALIGNMENT)
+
+
+def scratch_bytes(
+    spec: DecoderSpec, context_length: int, threads: int, batch_tokens: int = BATCH_TOKENS
+) -> int:
+    """Bytes of every buffer that a forward pass writes, with logits and rope tables."""
+    hidden = _round_up(spec.hidden_size, _PAD)
+    q = _round_up(spec.num_attention_heads * spec.head_dim, _PAD)
+    kv = _round_up(spec.num_key_value_heads * spec.head_dim, _PAD)
+    intermediate = _round_up(spec.intermediate_size, _PAD)
+    widest = max(hidden, q, intermediate)
+    scores = _round_up(context_length, _ALIGNMENT // 4)
+    per_token_f32 = (hidden, widest, q, kv, kv, q, hidden, *[intermediate] * 3)
+    pieces = [
+        *(4 * batch_tokens * width for width in per_token_f32),
+        *[batch_tokens * widest] * 2,  # int8 codes, by token and by group
+        *[4 * batch_tokens] * 2,  # their scales and sums, by token
+        *[4 * batch_tokens * (widest // _GROUP)] * 2,  # and by group
+        4 * spec.vocab_size,
+        4 * threads * scores,
+        *[4 * context_length * (spec.head_dim // 2)] * 2,  # cosines and sines
+    ]
+    return sum(_round_up(piece, _ALIGNMENT) for piece in pieces)
+
+
+def norm_bytes(spec: DecoderSpec) -> int:
+    """Bytes of norms and biases, float32 in memory whatever the checkpoint holds."""
+    q = spec.num_attention_heads * spec.head_dim
+    count = spec.hidden_size
+    for layer in spec.layers:
+        count += 2 * spec.hidden_size
+        count += sum(x.out_features for x in layer.linears if x.bias)
+        count += spec.head_dim * sum(x is not None for x in (layer.q_norm, layer.k_norm))
+        count += q if layer.attention_sub_norm is not None else 0
+        count += spec.intermediate_size if layer.mlp_sub_norm is not None else 0
+    return 4 * count
+
+
+def runtime_bytes(spec: DecoderSpec) -> int:
+    """Bytes of the process around the decoder: measured base, and tokenizer by vocabulary size."""
+    return _PROCESS_BYTES + _TOKENIZER_BYTES_PER_TOKEN * spec.vocab_size
+
+
+def _round_up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
