@@ -1,0 +1,177 @@
+"""What the reference decoder computes with: matrices as float32 or as integer codes, and vectors.
+
+Nothing here knows packed bytes; codes come from `qh_runtime.formats` or from a checkpoint layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qh_runtime import formats
+from qh_runtime.architectures.base import DecoderSpec
+from qh_runtime.errors import CheckpointError
+
+__all__ = [
+    "CodedMatrix",
+    "DenseMatrix",
+    "Matrix",
+    "ReferenceWeights",
+    "dense_weights",
+    "quantized_matrix",
+    "quantized_weights",
+]
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class DenseMatrix:
+    """A matrix (out_features, in_features) float32, multiplied with unquantized activations."""
+
+    values: F32
+
+
+@dataclass(frozen=True)
+class CodedMatrix:
+    """Integer codes (out_features, in_features) int8 with float32 scales (out_features, n_groups).
+
+    Attributes:
+        group_size: consecutive inputs that share a scale; in_features for one scale per row.
+        activations: how inputs are quantized: one scale per token (ternary), one per group of 32
+            inputs (int8 and int4), or not at all.
+    """
+
+    codes: NDArray[np.int8]
+    scales: F32
+    group_size: int
+    activations: Literal["token", "group", "none"]
+
+    @property
+    def values(self) -> F32:
+        """The float32 weights that the codes stand for."""
+        expanded = np.repeat(self.scales, self.group_size, axis=1)[:, : self.codes.shape[1]]
+        return np.asarray(self.codes.astype(np.float32) * expanded)
+
+
+Matrix = DenseMatrix | CodedMatrix
+
+
+@dataclass(frozen=True)
+class ReferenceWeights:
+    """All weights of a decoder.
+
+    Attributes:
+        matrices: by module path, without ".weight": linear layers, embedding, head.
+        vectors: by tensor name: norms, and biases as "<module path>.bias"; float32.
+    """
+
+    matrices: Mapping[str, Matrix]
+    vectors: Mapping[str, F32]
+
+    def matrix(self, name: str, shape: tuple[int, int]) -> Matrix:
+        """The matrix of a module path.
+
+        Raises:
+            CheckpointError: it is missing or has another shape. Facts: tensor, expected, found.
+        """
+        matrix = self.matrices.get(name)
+        if matrix is None:
+            raise CheckpointError(
+                f"{name}: expected a matrix of shape {shape}, found none",
+                tensor=name,
+                expected=shape,
+                found=None,
+            )
+        found = (matrix.codes if isinstance(matrix, CodedMatrix) else matrix.values).shape
+        if found != shape:
+            raise CheckpointError(
+                f"{name}: expected shape {shape}, found {found}",
+                tensor=name,
+                expected=shape,
+                found=found,
+            )
+        return matrix
+
+    def vector(self, name: str, length: int) -> F32:
+        """The vector of a tensor name.
+
+        Raises:
+            CheckpointError: it is missing or has another length. Facts: tensor, expected, found.
+        """
+        vector = self.vectors.get(name)
+        found = None if vector is None else vector.shape
+        if vector is None or found != (length,):
+            raise CheckpointError(
+                f"{name}: expected {length} values, found {found}",
+                tensor=name,
+                expected=(length,),
+                found=found,
+            )
+        return vector
+
+
+def dense_weights(tensors: Mapping[str, NDArray[np.floating]]) -> ReferenceWeights:
+    """Weights from tensors of a checkpoint, by full tensor name, in any float dtype."""
+    matrices: dict[str, Matrix] = {}
+    vectors: dict[str, F32] = {}
+    for name, tensor in tensors.items():
+        values = np.asarray(tensor, dtype=np.float32)
+        if values.ndim == 2:
+            matrices[name.removesuffix(".weight")] = DenseMatrix(values)
+        else:
+            vectors[name] = values
+    return ReferenceWeights(matrices, vectors)
+
+
+def quantized_matrix(format_name: str, weights: F32, *, exact: bool = False) -> Matrix:
+    """The matrix that packing into a weight format leaves.
+
+    Args:
+        weights: (out_features, in_features).
+        exact: keep activations in float32 (ternary, int8 and int4).
+    """
+    weight_format = formats.get(format_name)
+    codes, scales = weight_format.quantize(weights)
+    if weight_format.family == "dense":
+        return DenseMatrix(weight_format.dequantize(codes, scales))
+    # int4 codes are stored with an offset of 8; the product wants what the scale multiplies.
+    offset = 8 if weight_format.family == "lut4" else 0
+    signed = (codes.astype(np.int16) - offset).astype(np.int8)
+    group = weight_format.group_size or signed.shape[1]
+    by_group = np.asarray(scales, dtype=np.float32)
+    if weight_format.group_size == 0:
+        # One scale per row, or one for the tensor.
+        by_group = np.array(np.broadcast_to(by_group.reshape(-1, 1), (len(signed), 1)))
+    kind: Literal["token", "group", "none"] = (
+        "none" if exact else "token" if weight_format.family == "ternary" else "group"
+    )
+    return CodedMatrix(signed, by_group, group, kind)
+
+
+def quantized_weights(
+    spec: DecoderSpec,
+    weights: ReferenceWeights,
+    format_name: str,
+    *,
+    others: Iterable[tuple[str, str]] = (),
+    exact: bool = False,
+) -> ReferenceWeights:
+    """The weights with every linear layer of every block packed into one format.
+
+    Args:
+        others: (module path, format) of further matrices, such as embedding and head.
+    """
+    targets = {x.name: format_name for layer in spec.layers for x in layer.linears}
+    targets.update(others)
+    matrices = {
+        name: quantized_matrix(targets[name], matrix.values, exact=exact)
+        if name in targets
+        else matrix
+        for name, matrix in weights.matrices.items()
+    }
+    return ReferenceWeights(matrices, weights.vectors)
