@@ -1,0 +1,92 @@
+"""ModelEntry: what the store knows of one model without loading it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from qh_runtime.checkpoints import TensorSource, open_checkpoint
+from qh_runtime.checkpoints.config import CheckpointConfig, read_config, read_key
+from qh_runtime.errors import QhError
+
+__all__ = ["ModelEntry", "Origin", "describe_folder"]
+
+Origin = Literal["built-in", "store", "folder"]
+
+# What the store shows for weights that are held plainly, by container type.
+_DENSE = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model.
+
+    Attributes:
+        name: what `-m` takes; printable, or escaped where the folder's name is not.
+        folder: in Hugging Face layout. origin: where it was found.
+        model_type: of config.json, "" where that cannot be read.
+        format: how the checkpoint holds its weights: "f32", "f16", "bf16", "ternary", or the
+            scheme's own name; "" where that cannot be read.
+        file_bytes: size of the weight files, 0 where they cannot be read.
+        problem: why it cannot be loaded, as far as headers tell; None for a sound one.
+    """
+
+    name: str
+    folder: Path
+    origin: Origin
+    model_type: str = ""
+    format: str = ""
+    file_bytes: int = 0
+    problem: str | None = None
+
+
+def describe_folder(name: str, folder: Path, origin: Origin) -> ModelEntry:
+    """Return the entry of a folder from config.json and the headers of its weight files.
+
+    Weights are not read. What is broken ends up in `problem`; nothing is raised for it.
+    """
+    model_type = ""
+    try:
+        config = read_config(folder)
+        model_type = read_key(config.model, str, "model_type", "")
+        source = open_checkpoint(folder)
+        try:
+            return ModelEntry(
+                name,
+                folder,
+                origin,
+                model_type=_short(model_type),
+                format=_format(config, source),
+                file_bytes=sum(source.info(x).nbytes for x in source.names()),
+            )
+        finally:
+            source.close()
+    except QhError as error:
+        problem = str(error)
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror or type(error).__name__}"
+    return ModelEntry(name, folder, origin, model_type=_short(model_type), problem=problem)
+
+
+def _format(config: CheckpointConfig, source: TensorSource) -> str:
+    """The quantization method that config.json names, else the container type of most bytes."""
+    scheme = config.model.get("quantization_config")
+    if isinstance(scheme, dict):
+        method = scheme.get("quant_method")
+        if method == "bitnet":
+            return "ternary"
+        if isinstance(method, str) and method:
+            return _short(method)
+    sizes: Counter[str] = Counter()
+    for name in source.names():
+        info = source.info(name)
+        sizes[info.dtype] += info.nbytes
+    most = sizes.most_common(1)
+    return _DENSE.get(most[0][0], most[0][0].lower()) if most else ""
+
+
+def _short(text: str) -> str:
+    """At most 40 printable ASCII characters of a hostile word."""
+    return "".join(x if x.isascii() and x.isprintable() else "?" for x in text[:40])
