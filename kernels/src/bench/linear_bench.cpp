@@ -1,0 +1,103 @@
+#include "bench/linear_bench.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "bench/bench_threads.h"
+#include "core/half.h"
+#include "formats.h"
+
+namespace qh {
+namespace {
+
+struct Free {
+  void operator()(void* memory) const noexcept { std::free(memory); }
+};
+using Buffer = std::unique_ptr<uint8_t, Free>;
+
+Buffer allocate(int64_t bytes) {
+  void* memory = std::aligned_alloc(64, static_cast<size_t>(round_up(bytes, 64)));
+  if (memory == nullptr) throw std::bad_alloc();
+  return Buffer(static_cast<uint8_t*>(memory));
+}
+
+// Codes are pseudo-random, scales are 1/128: finite everywhere.
+void fill_matrix(const LinearBench& bench, uint8_t* data) {
+  const FormatSpec& spec = spec_of(bench.format);
+  uint64_t state = 0x9e3779b97f4a7c15u;
+  for (int64_t i = 0; i < bench.nbytes; ++i) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    data[i] = static_cast<uint8_t>(state >> 56);
+  }
+  if (spec.family == Family::dense) {
+    // A byte pattern that is a small finite number in every dense format.
+    std::memset(data, 0x2c, static_cast<size_t>(bench.nbytes));
+    return;
+  }
+  const int64_t tile = tile_bytes(spec, bench.cols);
+  const int64_t groups = group_scale_bytes(spec, round_up(bench.cols, spec.column_unit));
+  const uint16_t half_scale = half_from_float(0x1p-7f);
+  const float scale = 0x1p-7f;
+  for (uint8_t* t = data; t < data + bench.nbytes; t += tile) {
+    for (int64_t i = 0; i < groups; i += 2) std::memcpy(t + i, &half_scale, 2);
+    for (int64_t i = row_scale_bytes(spec); i > 0; i -= 4) std::memcpy(t + tile - i, &scale, 4);
+  }
+}
+
+}  // namespace
+
+LinearBenchResult run(const LinearBench& bench) {
+  const FormatKernels& kernels = bench.table->formats[static_cast<int32_t>(bench.format)];
+  const int64_t copies = std::max<int64_t>(1, bench.working_set_bytes / bench.nbytes);
+  const int64_t stride = round_up(bench.nbytes, 64);
+  const Buffer weights = allocate(copies * stride);
+  fill_matrix(bench, weights.get());
+  for (int64_t i = 1; i < copies; ++i) {
+    std::memcpy(weights.get() + i * stride, weights.get(), static_cast<size_t>(bench.nbytes));
+  }
+
+  const int64_t padded = round_up(bench.cols, kActivationPad);
+  const int64_t groups = padded / kActivationGroup;
+  std::vector<float> x(static_cast<size_t>(bench.n_tokens * padded));
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i % 17) - 8.0f;
+  std::vector<int8_t> codes(x.size());
+  std::vector<float> scales(static_cast<size_t>(bench.n_tokens * groups));
+  std::vector<int32_t> sums(scales.size());
+  const bool grouped = spec_of(bench.format).family != Family::ternary;
+  const int64_t group_stride = grouped ? groups : 1;
+  for (int64_t t = 0; t < bench.n_tokens; ++t) {
+    (grouped ? bench.table->quantize_groups : bench.table->quantize_token)(
+        x.data() + t * padded, bench.cols, padded, codes.data() + t * padded,
+        scales.data() + t * group_stride, sums.data() + t * group_stride);
+  }
+  const QuantizedActivations activations{codes.data(), scales.data(), sums.data(),
+                                         padded,       group_stride,  bench.n_tokens};
+  std::vector<float> y(static_cast<size_t>(bench.n_tokens * bench.rows));
+
+  // Threads do not wait for each other between products: each counts what it finished.
+  std::atomic<int64_t> calls = 0;
+  const int64_t tiles = round_up(bench.rows, kTileRows) / kTileRows;
+  const double elapsed = run_together(bench.threads, bench.seconds, [&](int thread, auto deadline) {
+    const int64_t begin = tiles * thread / bench.threads * kTileRows;
+    const int64_t end = std::min(bench.rows, tiles * (thread + 1) / bench.threads * kTileRows);
+    int64_t done = 0;
+    do {
+      const MatrixView w{weights.get() + done % copies * stride, bench.rows, bench.cols,
+                         bench.format};
+      if (kernels.linear_quantized != nullptr) {
+        kernels.linear_quantized(w, activations, y.data(), bench.rows, begin, end);
+      } else {
+        kernels.linear_f32(w, x.data(), padded, bench.n_tokens, y.data(), bench.rows, begin, end);
+      }
+      ++done;
+    } while (std::chrono::steady_clock::now() < deadline);
+    calls += done;
+  });
+  return {calls.load() / bench.threads, elapsed};
+}
+
+}  // namespace qh

@@ -1,0 +1,70 @@
+#include "bind/bind_bench.h"
+
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+
+#include <new>
+
+#include "bench/linear_bench.h"
+#include "bench/read_bandwidth.h"
+#include "bind/bind_kernels.h"
+#include "bind/kernel_error.h"
+
+namespace nb = nanobind;
+
+namespace qh {
+namespace {
+
+void require_positive(const char* name, double value, double high) {
+  if (value > 0 && value <= high) return;
+  raise_mismatch(name, "a positive number up to " + std::to_string(high), std::to_string(value),
+                 "pass a value in range");
+}
+
+// Running out of memory in a measurement is the caller's choice of size, not a bug.
+template <typename Function>
+auto measured(int64_t bytes, Function function) {
+  bool out_of_memory = false;
+  std::invoke_result_t<Function> result{};
+  {
+    const nb::gil_scoped_release unlocked;
+    try {
+      result = function();
+    } catch (const std::bad_alloc&) {
+      out_of_memory = true;
+    }
+  }
+  if (out_of_memory) {
+    raise_mismatch("working set", "memory for " + std::to_string(bytes) + " bytes",
+                   "less than that", "measure with a smaller working set");
+  }
+  return result;
+}
+
+}  // namespace
+
+void bind_bench(nb::module_& m) {
+  m.def("measure_read_bandwidth", [](int64_t bytes, int threads, double seconds) {
+    require_positive("bytes", static_cast<double>(bytes), 0x1p40);
+    require_positive("threads", threads, 1024);
+    require_positive("seconds", seconds, 600);
+    return measured(bytes, [=] { return measure_read_bandwidth(bytes, threads, seconds); });
+  });
+  m.def("bench_linear",
+        [](const std::string& isa, const std::string& format, int64_t rows, int64_t cols,
+           int64_t n_tokens, int threads, double seconds, int64_t working_set_bytes) {
+          const KernelTable& table = require_table(isa);
+          const FormatId id = require_format(format);
+          const int64_t nbytes = require_nbytes(id, rows, cols);
+          require_positive("n_tokens", static_cast<double>(n_tokens), 65536);
+          require_positive("threads", threads, 1024);
+          require_positive("seconds", seconds, 600);
+          require_positive("working_set_bytes", static_cast<double>(working_set_bytes), 0x1p40);
+          const LinearBench bench{
+              &table, id, rows, cols, nbytes, n_tokens, threads, seconds, working_set_bytes};
+          const LinearBenchResult result = measured(working_set_bytes, [&] { return run(bench); });
+          return std::pair<int64_t, double>(result.calls, result.seconds);
+        });
+}
+
+}  // namespace qh
