@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qh_runtime.checkpoints.folder import resolve_file
-from qh_runtime.checkpoints.strict_json import parse_object, quoted, read_small_file
+from qh_runtime.checkpoints.files import read_small_file, resolve_file
+from qh_runtime.checkpoints.strict_json import parse_object, quoted
 from qh_runtime.errors import CheckpointError
 
 __all__ = ["CheckpointConfig", "read_config", "read_json_file", "read_key"]

@@ -9,12 +9,13 @@ from typing import Any, NoReturn
 
 from numpy.typing import NDArray
 
+from qh_runtime.checkpoints.files import read_small_file, resolve_file
 from qh_runtime.checkpoints.reader import TensorInfo, TensorSource, missing_tensor
 from qh_runtime.checkpoints.safetensors import SafetensorsFile
-from qh_runtime.checkpoints.strict_json import parse_object, quoted, read_small_file
+from qh_runtime.checkpoints.strict_json import parse_object, quoted
 from qh_runtime.errors import CheckpointError
 
-__all__ = ["ShardedTensors", "open_checkpoint", "resolve_file"]
+__all__ = ["ShardedTensors", "open_checkpoint"]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -44,39 +45,6 @@ def open_checkpoint(folder: Path) -> TensorSource:
     if _exists(folder / INDEX):
         return ShardedTensors(folder)
     _no_weights(folder)
-
-
-def resolve_file(folder: Path, name: str) -> Path:
-    """The real path of a file of a checkpoint folder.
-
-    A symbolic link is followed only where it stays inside the folder, or, for a folder
-    `<repository>/snapshots/<revision>` of a hub cache, inside that `<repository>/blobs`.
-
-    Raises:
-        CheckpointError: no such file, or a link that leads elsewhere. Facts: path.
-    """
-    path = folder / name
-    try:
-        root = folder.resolve(strict=True)
-        real = path.resolve(strict=True)
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{quoted(name)}: expected a file in {quoted(folder.name)}, not found",
-            hint=_HINT,
-            path=str(path),
-            rule="missing file",
-        ) from error
-    allowed = [root]
-    if root.parent.name == "snapshots":
-        allowed.append(root.parent.parent / "blobs")
-    if not any(real.is_relative_to(place) for place in allowed):
-        raise CheckpointError(
-            f"{quoted(name)}: a symbolic link that leaves the checkpoint folder",
-            hint="copy the file into the folder",
-            path=str(path),
-            rule="link",
-        )
-    return real
 
 
 class ShardedTensors:
@@ -114,6 +82,9 @@ class ShardedTensors:
                     tensor=name,
                     shard=shard,
                 )
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shard_of
 
     def names(self) -> tuple[str, ...]:
         """Names of all tensors, sorted."""

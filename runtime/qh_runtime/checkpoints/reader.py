@@ -58,6 +58,9 @@ class TensorInfo:
 class TensorSource(Protocol):
     """Named raw tensors. Views stay valid as long as they are referenced, even after close."""
 
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a tensor of this name."""
+
     def names(self) -> tuple[str, ...]:
         """Names of all tensors, sorted."""
 
@@ -101,6 +104,9 @@ class MemoryTensors:
             view.flags.writeable = False
             self._arrays[name] = view
             self._infos[name] = TensorInfo(name, dtype, view.shape, view.nbytes)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._infos
 
     def names(self) -> tuple[str, ...]:
         """Names of all tensors, sorted."""

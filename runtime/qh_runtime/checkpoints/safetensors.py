@@ -13,20 +13,19 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qh_runtime.checkpoints.files import open_regular
 from qh_runtime.checkpoints.reader import DTYPES, TensorInfo, missing_tensor
 from qh_runtime.checkpoints.strict_json import parse_object, quoted
 from qh_runtime.errors import CheckpointError, TruncatedCheckpointError, UnsupportedTensorError
 
-__all__ = ["SafetensorsFile", "open_regular"]
+__all__ = ["SafetensorsFile"]
 
 MAX_HEADER_BYTES = 32 << 20
 MAX_TENSORS = 65_536
@@ -37,47 +36,6 @@ MAX_DIMENSION = 1 << 40
 # header of MAX_TENSORS matrices has about half as many.
 MAX_SEPARATORS = 1 << 20
 _HINT = "download the file again"
-
-
-@contextmanager
-def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """Opens a regular file for reading; yields it and its size.
-
-    The last part of the path must not be a symbolic link (resolve it first, where one is allowed),
-    and a pipe or device is refused without waiting for it.
-
-    Raises:
-        CheckpointError: it cannot be opened, is not a regular file, or changed while it was open.
-    """
-    flags = os.O_RDONLY
-    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
-        flags |= getattr(os, name, 0)
-    try:
-        descriptor = os.open(path, flags)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise CheckpointError(
-            f"{quoted(path.name)}: cannot be opened: {reason}",
-            hint="check that the file exists and may be read",
-            path=str(path),
-            reason=reason,
-        ) from error
-    with os.fdopen(descriptor, "rb") as file:
-        before = os.fstat(descriptor)
-        if not stat.S_ISREG(before.st_mode):
-            raise CheckpointError(
-                f"{quoted(path.name)}: expected a regular file, found a folder, pipe or device",
-                hint="choose the folder of a checkpoint",
-                path=str(path),
-            )
-        yield file, before.st_size
-        after = os.fstat(descriptor)
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise CheckpointError(
-                f"{quoted(path.name)}: changed while it was opened",
-                hint="wait until the download is complete",
-                path=str(path),
-            )
 
 
 class SafetensorsFile:
@@ -108,7 +66,7 @@ class SafetensorsFile:
         """The file."""
         return self._path
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._infos
 
     def names(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from qh_runtime.errors import CheckpointError
 
-__all__ = ["parse_object", "quoted", "read_small_file"]
+__all__ = ["parse_object", "quoted"]
 
 _MAX_QUOTED = 120
 # Digits of an integer; more than any size in bytes needs, less than Python's own limit.
@@ -25,32 +25,6 @@ def quoted(value: object) -> str:
     """A short, quoted, ASCII form of a hostile value: no control or direction characters."""
     text = ascii(value) if isinstance(value, str) else ascii(reprlib.repr(value))[1:-1]
     return text if len(text) <= _MAX_QUOTED else f"{text[: _MAX_QUOTED - 4]}...{text[-1]}"
-
-
-def read_small_file(path: Path, limit: int) -> bytes:
-    """Return the bytes of a regular file of at most `limit` bytes.
-
-    Raises:
-        CheckpointError: it cannot be read, is no regular file or is larger. Facts: path.
-    """
-    from qh_runtime.checkpoints.safetensors import open_regular
-
-    with open_regular(path) as (file, size):
-        if size > limit:
-            raise CheckpointError(
-                f"{quoted(path.name)}: expected at most {limit} bytes, found {size}",
-                hint="download the file again",
-                path=str(path),
-                expected=limit,
-                found=size,
-            )
-        # One byte more than the size shows a file that grew meanwhile.
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise CheckpointError(
-            f"{quoted(path.name)}: grew beyond {limit} bytes while it was read", path=str(path)
-        )
-    return data
 
 
 def parse_object(data: bytes, where: str, *, path: Path, max_depth: int) -> dict[str, Any]:

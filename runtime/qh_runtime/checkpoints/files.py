@@ -1,0 +1,115 @@
+"""Opening files that strangers made: no links out of the folder, no pipes, no growth."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from qh_runtime.checkpoints.strict_json import quoted
+from qh_runtime.errors import CheckpointError
+
+__all__ = ["open_regular", "read_small_file", "resolve_file"]
+
+_HINT = "download the checkpoint again"
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Opens a regular file for reading; yields it and its size.
+
+    The last part of the path must not be a symbolic link (resolve it first, where one is allowed),
+    and a pipe or device is refused without waiting for it.
+
+    Raises:
+        CheckpointError: it cannot be opened, is not a regular file, or changed while it was open.
+    """
+    flags = os.O_RDONLY
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    try:
+        descriptor = os.open(path, flags)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(
+            f"{quoted(path.name)}: cannot be opened: {reason}",
+            hint="check that the file exists and may be read",
+            path=str(path),
+            reason=reason,
+        ) from error
+    with os.fdopen(descriptor, "rb") as file:
+        before = os.fstat(descriptor)
+        if not stat.S_ISREG(before.st_mode):
+            raise CheckpointError(
+                f"{quoted(path.name)}: expected a regular file, found a folder, pipe or device",
+                hint="choose the folder of a checkpoint",
+                path=str(path),
+            )
+        yield file, before.st_size
+        after = os.fstat(descriptor)
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise CheckpointError(
+                f"{quoted(path.name)}: changed while it was opened",
+                hint="wait until the download is complete",
+                path=str(path),
+            )
+
+
+def resolve_file(folder: Path, name: str) -> Path:
+    """The real path of a file of a checkpoint folder.
+
+    A symbolic link is followed only where it stays inside the folder, or, for a folder
+    `<repository>/snapshots/<revision>` of a hub cache, inside that `<repository>/blobs`.
+
+    Raises:
+        CheckpointError: no such file, or a link that leads elsewhere. Facts: path.
+    """
+    path = folder / name
+    try:
+        root = folder.resolve(strict=True)
+        real = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{quoted(name)}: expected a file in {quoted(folder.name)}, not found",
+            hint=_HINT,
+            path=str(path),
+            rule="missing file",
+        ) from error
+    allowed = [root]
+    if root.parent.name == "snapshots":
+        allowed.append(root.parent.parent / "blobs")
+    if not any(real.is_relative_to(place) for place in allowed):
+        raise CheckpointError(
+            f"{quoted(name)}: a symbolic link that leaves the checkpoint folder",
+            hint="copy the file into the folder",
+            path=str(path),
+            rule="link",
+        )
+    return real
+
+
+def read_small_file(path: Path, limit: int) -> bytes:
+    """Return the bytes of a regular file of at most `limit` bytes.
+
+    Raises:
+        CheckpointError: it cannot be read, is no regular file or is larger. Facts: path.
+    """
+    with open_regular(path) as (file, size):
+        if size > limit:
+            raise CheckpointError(
+                f"{quoted(path.name)}: expected at most {limit} bytes, found {size}",
+                hint="download the file again",
+                path=str(path),
+                expected=limit,
+                found=size,
+            )
+        # One byte more than the size shows a file that grew meanwhile.
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise CheckpointError(
+            f"{quoted(path.name)}: grew beyond {limit} bytes while it was read", path=str(path)
+        )
+    return data

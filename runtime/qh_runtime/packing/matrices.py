@@ -1,0 +1,139 @@
+"""Which matrix of a model gets which weight format, and how many bytes that takes.
+
+Rules, in one place:
+
+- Without a pack format every matrix keeps what the checkpoint holds: dense matrices are mapped
+  where they lie, BitNet layers become `ternary`.
+- With one, dense linear layers take it; layers that the checkpoint holds in codes keep their codes.
+- Embedding and head take int8 when the pack format is a packed one (a tied int8 head is a large
+  share of the bytes read per token, and 8 bits lose nothing that 4-bit layers would not), else the
+  dense pack format itself.
+- A dense model is never rounded to ternary: that needs training.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from qh_runtime.architectures.base import DecoderSpec, LinearSpec
+from qh_runtime.checkpoints.layouts import Layout
+from qh_runtime.checkpoints.layouts.dense import DenseLayout
+from qh_runtime.checkpoints.reader import TensorSource
+from qh_runtime.checkpoints.strict_json import quoted
+from qh_runtime.errors import CheckpointError, PlanError
+from qh_runtime.formats import get, names
+
+__all__ = ["MatrixPlan", "check_tensors", "pack_formats", "plan_matrices"]
+
+# Tensors that old exporters wrote and no decoder reads.
+_IGNORED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.masked_bias|rotary_pos_emb\.inv_freq)$")
+_HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class MatrixPlan:
+    """One matrix of a model, before its data is read.
+
+    Attributes:
+        name: module path in the checkpoint; `<name>.weight` or what the layout has in its place.
+        format: weight format in memory.
+        rows, cols: (out_features, in_features).
+        nbytes: size in that format.
+        repacked: False where the checkpoint's own bytes are used.
+    """
+
+    name: str
+    format: str
+    rows: int
+    cols: int
+    nbytes: int
+    repacked: bool
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, cols)."""
+        return (self.rows, self.cols)
+
+
+def pack_formats() -> tuple[str, ...]:
+    """Weight formats that a dense model can be packed to."""
+    return tuple(name for name in names() if name != "ternary")
+
+
+def plan_matrices(
+    spec: DecoderSpec, source: TensorSource, layout: Layout, pack: str | None = None
+) -> tuple[MatrixPlan, ...]:
+    """All matrices: embedding, linear layers in the order they run, head (absent if tied).
+
+    Args:
+        pack: a name of `pack_formats()`, or None.
+
+    Raises:
+        PlanError: not a format to pack to. Facts: format, known.
+        CheckpointError: a tensor is missing, or has another shape or type.
+    """
+    if pack is not None and pack not in pack_formats():
+        raise PlanError(
+            f"pack: expected one of {', '.join(pack_formats())}, found {quoted(pack)}",
+            hint="ternary weights need a model that was trained ternary"
+            if pack == "ternary"
+            else "choose one of these",
+            format=pack,
+            known=pack_formats(),
+        )
+    table_pack = "int8" if pack is not None and get(pack).family != "dense" else pack
+    dense = DenseLayout()
+    embedding = LinearSpec(spec.embedding, spec.vocab_size, spec.hidden_size)
+    planned = [_plan(embedding, source, dense, table_pack)]
+    for layer in spec.layers:
+        planned.extend(_plan(linear, source, layout, pack) for linear in layer.linears)
+    if not spec.tied_head:
+        planned.append(_plan(spec.head, source, dense, table_pack))
+    return tuple(planned)
+
+
+def check_tensors(spec: DecoderSpec, source: TensorSource, layout: Layout) -> None:
+    """Return normally if every tensor of the source has its place in the spec.
+
+    A tensor without one (a bias that the config denies, a layer too many) means that the model
+    would not compute what its weights were trained for.
+
+    Raises:
+        CheckpointError: facts tensor.
+    """
+    used = {f"{spec.embedding}.weight", spec.final_norm}
+    if not spec.tied_head:
+        used.add(f"{spec.head.name}.weight")
+    for layer in spec.layers:
+        for linear in layer.linears:
+            used.update(layout.tensors_of(source, linear.name))
+            if linear.bias:
+                used.add(f"{linear.name}.bias")
+        norms = (
+            layer.attention_norm,
+            layer.mlp_norm,
+            layer.q_norm,
+            layer.k_norm,
+            layer.attention_sub_norm,
+            layer.mlp_sub_norm,
+        )
+        used.update(name for name in norms if name is not None)
+    for name in source.names():
+        tied_copy = spec.tied_head and name == _HEAD
+        if name not in used and not tied_copy and not _IGNORED.search(name):
+            raise CheckpointError(
+                f"tensor {quoted(name)} has no place in the model that config.json describes",
+                hint="config.json and weights belong to different models, or the model has parts "
+                "that are not supported",
+                tensor=name,
+            )
+
+
+def _plan(linear: LinearSpec, source: TensorSource, layout: Layout, pack: str | None) -> MatrixPlan:
+    shape = (linear.out_features, linear.in_features)
+    layout.check(source, linear.name, shape)
+    held = layout.format_of(source, linear.name)
+    chosen = pack if pack is not None and get(held).family == "dense" else held
+    repacked = chosen != held or get(held).family != "dense"
+    return MatrixPlan(linear.name, chosen, *shape, get(chosen).nbytes(shape), repacked)

@@ -1,0 +1,342 @@
+"""PackedModel: everything the C++ decoder needs, from a spec, a checkpoint and a pack format."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from qh_kernels.decoder import DecoderWeights, LayerWeights, Matrix
+from qh_runtime.architectures.base import DecoderSpec, LayerSpec, LinearSpec
+from qh_runtime.checkpoints.layouts import Layout
+from qh_runtime.checkpoints.layouts.dense import DenseLayout, dense_matrix, float_vector
+from qh_runtime.checkpoints.reader import TensorSource
+from qh_runtime.errors import CheckpointError, StoreError
+from qh_runtime.packing.matrices import MatrixPlan, check_tensors, plan_matrices
+from qh_runtime.packing.pack_file import PackFile, PackWriter, pack_key, write_order
+from qh_runtime.packing.rows import packed_rows
+
+__all__ = ["PackedModel", "Progress", "load_packed_model"]
+
+_log = logging.getLogger(__name__)
+
+# Called with (bytes done, bytes in all) from the calling thread, about ten times a second.
+Progress = Callable[[int, int], None]
+Origin = Literal["checkpoint", "mapped", "written", "memory"]
+Buffers = dict[str, NDArray[np.uint8]]
+
+_POLL_S = 0.1
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class PackedModel:
+    """The weights of a model in the kernels' own layouts.
+
+    Attributes:
+        weights: for the C++ decoder; keeps every mapping alive.
+        matrices: what was planned, and is so now.
+        origin: where the matrices lie: "checkpoint" (all mapped as they are), "mapped" (a pack from
+            an earlier start), "written" (a pack made just now), "memory" (packed, not kept).
+        pack_path: the pack's file, if there is one.
+        reason: why a pack is only in memory; None otherwise.
+        mapped_bytes: matrices that lie in mapped files.
+        heap_bytes: matrices, norms and biases that lie in this process's memory.
+    """
+
+    weights: DecoderWeights
+    matrices: tuple[MatrixPlan, ...]
+    origin: Origin
+    pack_path: Path | None
+    reason: str | None
+    mapped_bytes: int
+    heap_bytes: int
+
+
+def load_packed_model(
+    spec: DecoderSpec,
+    source: TensorSource,
+    layout: Layout,
+    *,
+    pack: str | None = None,
+    cache_folder: Path | None = None,
+    memory_fallback: bool = False,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    threads: int = 2,
+) -> PackedModel | None:
+    """Bring a checkpoint into the kernels' layouts; a pack is made at most once.
+
+    Args:
+        pack: weight format for dense linear layers (see `plan_matrices`); None keeps them.
+        cache_folder: where packs are kept; None packs in memory.
+        memory_fallback: pack in memory where the cache cannot be written; `reason` says so.
+        progress: told how far packing is; not called where nothing is packed.
+        cancelled: asked about ten times a second.
+        threads: workers that pack.
+
+    Returns:
+        The model, or None if it was cancelled; then nothing is left behind.
+
+    Raises:
+        CheckpointError: tensors are missing, superfluous, of another shape or type, or damaged.
+        PlanError: not a format to pack to.
+        StoreError: the pack cannot be written and memory_fallback is False. Facts: path,
+            required_bytes, and free_bytes where space is missing.
+    """
+    matrices = plan_matrices(spec, source, layout, pack)
+    check_tensors(spec, source, layout)
+    order = write_order(matrices)
+    job = _Packing(source, layout, spec, order, progress, cancelled or (lambda: False), threads)
+    origin: Origin = "checkpoint"
+    path, reason = None, None
+    buffers: Buffers | None = {}
+    if order:
+        origin, buffers, path, reason = _packed_buffers(
+            job, layout, cache_folder, pack, memory_fallback
+        )
+        if buffers is None:
+            return None
+    else:
+        buffers = {}
+    return _assemble(spec, source, matrices, buffers, origin, path, reason)
+
+
+def _packed_buffers(
+    job: _Packing,
+    layout: Layout,
+    cache_folder: Path | None,
+    pack: str | None,
+    memory_fallback: bool,
+) -> tuple[Origin, Buffers | None, Path | None, str | None]:
+    """(origin, buffers or None if cancelled, pack file, reason for memory)."""
+    if cache_folder is None:
+        return "memory", job.in_memory(), None, "no cache folder was given"
+    key = pack_key(job.source.identity(), layout.key, job.matrices)
+    path = cache_folder / f"{key}-{pack or 'ternary'}.safetensors"
+    opened = _open_pack(path, key, job.matrices)
+    if opened is not None:
+        return "mapped", opened, path, None
+    try:
+        origin, buffers = _write_locked(path, key, job)
+    except StoreError as error:
+        if not memory_fallback:
+            raise
+        _log.warning("packing in memory: %s", error)
+        return "memory", job.in_memory(), None, error.message
+    return origin, buffers, path, None
+
+
+def _open_pack(path: Path, key: str, matrices: Sequence[MatrixPlan]) -> Buffers | None:
+    """The buffers of a valid pack, or None where there is none."""
+    if not path.exists():
+        return None
+    try:
+        file = PackFile(path, key, matrices)
+    except CheckpointError as error:
+        _log.warning("packing again: %s", error)
+        return None
+    return {matrix.name: file.buffer(matrix.name) for matrix in matrices}
+
+
+def _write_locked(path: Path, key: str, job: _Packing) -> tuple[Origin, Buffers | None]:
+    """Write the pack under the lock of its name, unless another process has just done so."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
+        while True:
+            try:
+                lock.acquire(timeout=_POLL_S)
+                break
+            except Timeout:
+                if job.cancelled():
+                    return "written", None
+    except OSError as error:
+        raise StoreError(
+            f"{path.parent.name}: packed weights cannot be written: {error.strerror}",
+            hint="check permissions, or go on without keeping the packed weights",
+            path=str(path),
+            reason=error.strerror,
+        ) from error
+    try:
+        opened = _open_pack(path, key, job.matrices)
+        if opened is not None:
+            return "mapped", opened
+        writer = PackWriter(path, key, job.matrices)
+        try:
+            done = job.run(writer.write)
+        except BaseException:
+            writer.abandon()
+            raise
+        if not done:
+            writer.abandon()
+            return "written", None
+        writer.commit()
+    finally:
+        lock.release()
+    opened = _open_pack(path, key, job.matrices)
+    if opened is None:
+        raise StoreError(
+            f"{path.name}: the pack that was just written cannot be read back",
+            hint="check the disk",
+            path=str(path),
+        )
+    return "written", opened
+
+
+class _Packing:
+    """One run over the matrices to pack, on a few threads (NumPy releases the GIL in its loops)."""
+
+    def __init__(
+        self,
+        source: TensorSource,
+        layout: Layout,
+        spec: DecoderSpec,
+        matrices: tuple[MatrixPlan, ...],
+        progress: Progress | None,
+        cancelled: Callable[[], bool],
+        threads: int,
+    ) -> None:
+        self.source, self.layout, self.matrices = source, layout, matrices
+        self.cancelled = cancelled
+        self._tables = {spec.embedding, spec.head.name}
+        self._progress, self._threads = progress, max(1, threads)
+
+    def in_memory(self) -> Buffers | None:
+        """Packed buffers, 64-byte aligned, or None if cancelled."""
+        buffers = {matrix.name: _aligned_empty(matrix.nbytes) for matrix in self.matrices}
+
+        def write(name: str, offset: int, data: NDArray[np.uint8]) -> None:
+            buffers[name][offset : offset + data.nbytes] = data
+
+        if not self.run(write):
+            return None
+        for buffer in buffers.values():
+            buffer.flags.writeable = False
+        return buffers
+
+    def run(self, write: Callable[[str, int, NDArray[np.uint8]], None]) -> bool:
+        """Pack every matrix through `write`; False if cancelled."""
+        total = sum(matrix.nbytes for matrix in self.matrices)
+        stop = threading.Event()
+        done_bytes = {matrix.name: 0 for matrix in self.matrices}
+
+        def pack_one(matrix: MatrixPlan) -> None:
+            layout = DenseLayout() if matrix.name in self._tables else self.layout
+            weights = layout.linear(self.source, matrix.name, matrix.shape)
+            for offset, data in packed_rows(matrix.name, weights, matrix.format, stop.is_set):
+                write(matrix.name, offset, data)
+                done_bytes[matrix.name] += data.nbytes
+
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="pack") as pool:
+            # Largest first, so that the threads end together.
+            largest = sorted(self.matrices, key=lambda matrix: -matrix.nbytes)
+            pending: set[Future[None]] = {pool.submit(pack_one, matrix) for matrix in largest}
+            try:
+                while pending:
+                    finished, pending = wait(pending, _POLL_S, FIRST_EXCEPTION)
+                    for future in finished:
+                        future.result()
+                    if self._progress is not None:
+                        self._progress(sum(done_bytes.values()), total)
+                    if self.cancelled():
+                        return False
+            finally:
+                stop.set()
+                for future in pending:
+                    future.cancel()
+        return True
+
+
+def _aligned_empty(size: int) -> NDArray[np.uint8]:
+    raw = np.empty(size + _ALIGNMENT, np.uint8)
+    skip = -raw.ctypes.data % _ALIGNMENT
+    return raw[skip : skip + size]
+
+
+def _assemble(
+    spec: DecoderSpec,
+    source: TensorSource,
+    matrices: tuple[MatrixPlan, ...],
+    buffers: Mapping[str, NDArray[np.uint8]],
+    origin: Origin,
+    path: Path | None,
+    reason: str | None,
+) -> PackedModel:
+    built: dict[str, Matrix] = {}
+    heap = mapped = 0
+    for plan in matrices:
+        if plan.repacked:
+            data, on_heap = buffers[plan.name], origin == "memory"
+        else:
+            data, on_heap = _dense_bytes(source, plan)
+        built[plan.name] = Matrix(plan.format, data, plan.rows, plan.cols)
+        heap, mapped = (heap + data.nbytes, mapped) if on_heap else (heap, mapped + data.nbytes)
+    layers = [_layer(layer, spec, source, built) for layer in spec.layers]
+    final_norm = float_vector(source, spec.final_norm, spec.hidden_size)
+    weights = DecoderWeights(
+        embedding=built[spec.embedding],
+        head=built[spec.embedding if spec.tied_head else spec.head.name],
+        final_norm=final_norm,
+        layers=layers,
+    )
+    heap += final_norm.nbytes + sum(
+        value.nbytes
+        for layer in layers
+        for value in vars(layer).values()
+        if isinstance(value, np.ndarray)
+    )
+    return PackedModel(weights, matrices, origin, path, reason, mapped, heap)
+
+
+def _dense_bytes(source: TensorSource, plan: MatrixPlan) -> tuple[NDArray[np.uint8], bool]:
+    """The checkpoint's own bytes of a dense matrix, and whether they lie on the heap."""
+    elements = dense_matrix(source, f"{plan.name}.weight", plan.shape).elements
+    in_file = bool(source.info(f"{plan.name}.weight").file)
+    if not elements.flags.aligned:
+        # Some writers do not align their data; kernels read whole elements.
+        elements, in_file = elements.copy(), False
+    return elements.reshape(-1).view(np.uint8), not in_file
+
+
+def _layer(
+    layer: LayerSpec, spec: DecoderSpec, source: TensorSource, built: Mapping[str, Matrix]
+) -> LayerWeights:
+    def bias(linear: LinearSpec) -> NDArray[np.float32] | None:
+        if not linear.bias:
+            return None
+        return float_vector(source, f"{linear.name}.bias", linear.out_features)
+
+    def norm(name: str | None, size: int) -> NDArray[np.float32] | None:
+        return None if name is None else float_vector(source, name, size)
+
+    return LayerWeights(
+        q=built[layer.q.name],
+        k=built[layer.k.name],
+        v=built[layer.v.name],
+        o=built[layer.o.name],
+        gate=built[layer.gate.name],
+        up=built[layer.up.name],
+        down=built[layer.down.name],
+        attention_norm=float_vector(source, layer.attention_norm, spec.hidden_size),
+        mlp_norm=float_vector(source, layer.mlp_norm, spec.hidden_size),
+        q_bias=bias(layer.q),
+        k_bias=bias(layer.k),
+        v_bias=bias(layer.v),
+        o_bias=bias(layer.o),
+        gate_bias=bias(layer.gate),
+        up_bias=bias(layer.up),
+        down_bias=bias(layer.down),
+        q_norm=norm(layer.q_norm, spec.head_dim),
+        k_norm=norm(layer.k_norm, spec.head_dim),
+        attention_sub_norm=norm(layer.attention_sub_norm, spec.num_attention_heads * spec.head_dim),
+        mlp_sub_norm=norm(layer.mlp_sub_norm, spec.intermediate_size),
+    )

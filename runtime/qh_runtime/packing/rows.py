@@ -1,0 +1,70 @@
+"""Packing one matrix in row chunks, so that memory stays bounded whatever its size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qh_runtime.checkpoints.layouts import CodedWeights, LinearWeights
+from qh_runtime.errors import CheckpointError, FormatError
+from qh_runtime.formats import WeightFormat, get
+from qh_runtime.formats.base import TILE_ROWS
+from qh_runtime.formats.families.dense import DenseFormat
+
+__all__ = ["PackedRows", "packed_rows"]
+
+# Weights per chunk: 2 MiB of float32, so that the passes of a quantizer stay in a core's cache.
+_CHUNK_WEIGHTS = 1 << 19
+
+PackedRows = tuple[int, NDArray[np.uint8]]
+
+
+def packed_rows(
+    name: str, weights: LinearWeights, format_name: str, stopped: Callable[[], bool]
+) -> Iterator[PackedRows]:
+    """Yield (byte offset, packed bytes) of a matrix, front to back, until done or stopped.
+
+    Raises:
+        CheckpointError: weights that the format cannot hold (not finite, too large). Facts: tensor.
+    """
+    target = get(format_name)
+    rows, cols = _shape(weights)
+    step = max(1, _CHUNK_WEIGHTS // cols // TILE_ROWS) * TILE_ROWS
+    offset = 0
+    for begin in range(0, rows, step):
+        if stopped():
+            return
+        end = min(begin + step, rows)
+        try:
+            packed = _pack(weights, target, begin, end, cols)
+        except FormatError as error:
+            raise CheckpointError(
+                f"{name}: rows {begin}..{end - 1}: {error.message}",
+                hint="the weights are damaged or do not suit this format",
+                tensor=name,
+                **{key: value for key, value in error.facts.items() if key != "tensor"},
+            ) from error
+        yield offset, packed
+        offset += packed.nbytes
+
+
+def _pack(
+    weights: LinearWeights, target: WeightFormat, begin: int, end: int, cols: int
+) -> NDArray[np.uint8]:
+    shape = (end - begin, cols)
+    if isinstance(weights, CodedWeights):
+        scales = weights.scales
+        per_row = scales.ndim > 0 and scales.shape[0] == weights.codes.shape[0]
+        return target.pack_codes(
+            weights.codes[begin:end], scales[begin:end] if per_row else scales, shape
+        )
+    stored = get(weights.format)
+    assert isinstance(stored, DenseFormat)
+    return target.pack(stored.decode(weights.elements[begin:end]))
+
+
+def _shape(weights: LinearWeights) -> tuple[int, int]:
+    array = weights.codes if isinstance(weights, CodedWeights) else weights.elements
+    return (array.shape[0], array.shape[1])
