@@ -1,0 +1,281 @@
+"""Checks tokenizer.json before the `tokenizers` library sees it.
+
+The library trusts its file: a merge whose result is no token, a post-processor that names a token
+which does not exist, or an empty replace pattern end in a Rust panic, at load or as late as the
+first encode. Every rule here is one of those, or a bound that keeps memory in hand.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from qh_runtime.errors import TokenizerError
+
+__all__ = ["MAX_FILE_BYTES", "check_tokenizer", "read_json_object", "read_tokenizer_file"]
+
+MAX_FILE_BYTES = 64 << 20
+MAX_SIDE_FILE_BYTES = 4 << 20  # tokenizer_config.json holds a chat template of up to 256 KiB
+MAX_TOKEN_ID = 1 << 21
+MAX_DEPTH = 32
+MAX_TOKEN_BYTES = 64 << 10
+_MODELS = ("BPE", "Unigram", "WordLevel", "WordPiece")
+
+
+def _fail(path: Path, field: str, expected: str, found: object) -> TokenizerError:
+    return TokenizerError(
+        f"{path.name}: {field}: expected {expected}, found {found}",
+        hint="the file is damaged or made to do harm; download the tokenizer again",
+        path=str(path),
+        field=field,
+        expected=expected,
+        found=found,
+    )
+
+
+def read_json_object(path: Path, limit_bytes: int = MAX_SIDE_FILE_BYTES) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Args:
+        path: the file.
+        limit_bytes: larger files are refused unread.
+
+    Raises:
+        TokenizerError: unreadable, too large, not UTF-8, not JSON, too deep, or not an object.
+            Facts: path, field, expected, found.
+    """
+    try:
+        size = path.stat().st_size
+        if size > limit_bytes:
+            raise _fail(path, "file size", f"at most {limit_bytes} bytes", f"{size} bytes")
+        with path.open("rb") as file:
+            raw = file.read(limit_bytes + 1)
+    except OSError as error:
+        raise TokenizerError(
+            f"{path.name}: cannot be read: {error.strerror or error}",
+            hint="check the file and its permissions",
+            path=str(path),
+            field="file",
+            expected="a readable file",
+            found=str(error),
+        ) from error
+    if len(raw) > limit_bytes:
+        raise _fail(path, "file size", f"at most {limit_bytes} bytes", "more")
+    try:
+        value = json.loads(
+            raw.decode("utf-8-sig"), parse_constant=_no_constant, object_pairs_hook=_unique
+        )
+    except RecursionError as error:
+        raise _fail(path, "nesting", f"at most {MAX_DEPTH} levels", "far more") from error
+    except (ValueError, UnicodeDecodeError) as error:
+        raise _fail(path, "content", "a JSON object", str(error)[:200]) from error
+    if not isinstance(value, dict):
+        raise _fail(path, "content", "a JSON object", type(value).__name__)
+    return value
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {key[:80]!r} appears twice")
+            seen.add(key)
+    return result
+
+
+def read_tokenizer_file(path: Path) -> dict[str, Any]:
+    """Return the parsed and checked tokenizer.json.
+
+    Raises:
+        TokenizerError: missing, or breaks a rule. Facts: path, field, expected, found.
+    """
+    if not path.is_file():
+        raise TokenizerError(
+            f"{path.parent.name}: expected tokenizer.json, found none",
+            hint="export the tokenizer in its fast form (tokenizer.json) into the model folder",
+            path=str(path),
+            field="file",
+            expected="tokenizer.json",
+            found=None,
+        )
+    data = read_json_object(path, MAX_FILE_BYTES)
+    check_tokenizer(data, path)
+    return data
+
+
+def check_tokenizer(data: dict[str, Any], path: Path) -> None:
+    """Check a parsed tokenizer.json against the rules of this module.
+
+    Raises:
+        TokenizerError: the first broken rule. Facts: path, field, expected, found.
+    """
+    for key in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        part = data.get(key)
+        if part is not None and not isinstance(part, dict):
+            raise _fail(path, key, "an object or null", type(part).__name__)
+        _check_depth(part, path, key)
+    model = data.get("model")
+    if not isinstance(model, dict):
+        raise _fail(path, "model", "an object", type(model).__name__)
+    kind = model.get("type", "BPE" if "merges" in model else None)
+    if kind not in _MODELS:
+        raise _fail(path, "model.type", f"one of {', '.join(_MODELS)}", kind)
+    vocab = _unigram_vocab(model, path) if kind == "Unigram" else _vocab(model, path)
+    if kind == "BPE":
+        _check_bpe(model, vocab, path)
+    elif kind in ("WordLevel", "WordPiece"):
+        unk = model.get("unk_token")
+        if unk not in vocab:
+            raise _fail(path, "model.unk_token", "a token of the vocabulary", repr(unk))
+    added = _check_added(data.get("added_tokens", []), path)
+    _check_replace(data, path)
+    _check_post_processor(data.get("post_processor"), vocab.keys() | added, path)
+
+
+def _check_depth(value: object, path: Path, field: str) -> None:
+    stack: list[tuple[object, int]] = [(value, 1)]
+    while stack:
+        item, depth = stack.pop()
+        if depth > MAX_DEPTH:
+            raise _fail(path, field, f"at most {MAX_DEPTH} levels", "more")
+        if isinstance(item, dict):
+            stack.extend((child, depth + 1) for child in item.values())
+        elif isinstance(item, list):
+            stack.extend((child, depth + 1) for child in item)
+
+
+def _vocab(model: dict[str, Any], path: Path) -> dict[str, int]:
+    vocab = model.get("vocab")
+    if not isinstance(vocab, dict) or not vocab:
+        raise _fail(path, "model.vocab", "an object of token: id", type(vocab).__name__)
+    ids = set()
+    for token, token_id in vocab.items():
+        if type(token_id) is not int or not 0 <= token_id < MAX_TOKEN_ID:
+            raise _fail(path, f"model.vocab[{token[:40]!r}]", "an id in 0..2^21-1", token_id)
+        ids.add(token_id)
+    if len(ids) != len(vocab):
+        raise _fail(path, "model.vocab", "unique ids", f"{len(vocab) - len(ids)} repeated")
+    longest = max(vocab, key=len)
+    if len(longest) > MAX_TOKEN_BYTES:
+        raise _fail(path, "model.vocab", f"tokens up to {MAX_TOKEN_BYTES}", len(longest))
+    return vocab
+
+
+def _unigram_vocab(model: dict[str, Any], path: Path) -> dict[str, int]:
+    entries = model.get("vocab")
+    if not isinstance(entries, list) or not 0 < len(entries) <= MAX_TOKEN_ID:
+        raise _fail(path, "model.vocab", "a list of [token, score]", type(entries).__name__)
+    vocab: dict[str, int] = {}
+    for index, entry in enumerate(entries):
+        good = isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)
+        if not good or type(entry[1]) not in (int, float):
+            raise _fail(path, f"model.vocab[{index}]", "[token, score]", repr(entry)[:80])
+        if entry[0] in vocab:
+            raise _fail(path, f"model.vocab[{index}]", "unique tokens", repr(entry[0])[:80])
+        vocab[entry[0]] = index
+    unk = model.get("unk_id")
+    if not model.get("byte_fallback") and (type(unk) is not int or not 0 <= unk < len(vocab)):
+        raise _fail(path, "model.unk_id", f"an id in 0..{len(vocab) - 1}", unk)
+    if unk is not None and (type(unk) is not int or not 0 <= unk < len(vocab)):
+        raise _fail(path, "model.unk_id", f"an id in 0..{len(vocab) - 1}", unk)
+    return vocab
+
+
+def _check_bpe(model: dict[str, Any], vocab: dict[str, int], path: Path) -> None:
+    prefix = model.get("continuing_subword_prefix") or ""
+    if not isinstance(prefix, str):
+        raise _fail(path, "model.continuing_subword_prefix", "a string", type(prefix).__name__)
+    merges = model.get("merges", [])
+    if not isinstance(merges, list):
+        raise _fail(path, "model.merges", "a list", type(merges).__name__)
+    for index, merge in enumerate(merges):
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise _fail(path, f"model.merges[{index}]", "a pair of tokens", repr(merge)[:80])
+        left, right = pair
+        if not isinstance(left, str) or not isinstance(right, str):
+            raise _fail(path, f"model.merges[{index}]", "a pair of tokens", repr(merge)[:80])
+        # The library cuts the prefix off the right side by length, so it has to be there.
+        if prefix and not right.startswith(prefix):
+            raise _fail(path, f"model.merges[{index}]", f"a right side with {prefix!r}", right[:80])
+        for token in (left, right, left + right[len(prefix) :]):
+            if token not in vocab:
+                raise _fail(path, f"model.merges[{index}]", "tokens of the vocabulary", token[:80])
+    unk = model.get("unk_token")
+    if unk is not None and unk not in vocab:
+        raise _fail(path, "model.unk_token", "null or a token of the vocabulary", repr(unk)[:80])
+
+
+def _check_added(added: object, path: Path) -> set[str]:
+    if not isinstance(added, list):
+        raise _fail(path, "added_tokens", "a list", type(added).__name__)
+    ids: set[int] = set()
+    contents: set[str] = set()
+    for index, token in enumerate(added):
+        field = f"added_tokens[{index}]"
+        if not isinstance(token, dict) or not isinstance(token.get("content"), str):
+            raise _fail(path, field, "an object with content and id", repr(token)[:80])
+        token_id, content = token.get("id"), token["content"]
+        if type(token_id) is not int or not 0 <= token_id < MAX_TOKEN_ID:
+            raise _fail(path, f"{field}.id", "an id in 0..2^21-1", token_id)
+        if not content or len(content) > 512:
+            raise _fail(path, f"{field}.content", "1..512 characters", len(content))
+        if token_id in ids or content in contents:
+            raise _fail(path, field, "unique ids and contents", repr(content)[:80])
+        ids.add(token_id)
+        contents.add(content)
+    return contents
+
+
+def _check_replace(data: dict[str, Any], path: Path) -> None:
+    """Refuse empty patterns: they match between all characters and overrun the offsets table."""
+    stack: list[object] = [data.get("normalizer"), data.get("pre_tokenizer"), data.get("decoder")]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, list):
+            stack.extend(item)
+        elif isinstance(item, dict):
+            pattern = item.get("pattern")
+            if isinstance(pattern, dict) and "" in (pattern.get("String"), pattern.get("Regex")):
+                raise _fail(path, f"{item.get('type')}.pattern", "a pattern", "an empty one")
+            stack.extend(item.values())
+
+
+def _check_post_processor(part: object, tokens: set[str], path: Path) -> None:
+    if not isinstance(part, dict):
+        return
+    if part.get("type") == "Sequence":
+        steps = part.get("processors")
+        for step in steps if isinstance(steps, list) else []:
+            _check_post_processor(step, tokens, path)
+    if part.get("type") != "TemplateProcessing":
+        return
+    table = part.get("special_tokens")
+    table = table if isinstance(table, dict) else {}
+    for name in ("single", "pair"):
+        pieces = part.get(name)
+        for piece in pieces if isinstance(pieces, list) else []:
+            special = piece.get("SpecialToken") if isinstance(piece, dict) else None
+            if special is None:
+                continue
+            token = special.get("id") if isinstance(special, dict) else None
+            if token not in table:
+                raise _fail(path, f"post_processor.{name}", "a listed special token", repr(token))
+    for token, entry in table.items():
+        names = entry.get("tokens") if isinstance(entry, dict) else None
+        ids = entry.get("ids") if isinstance(entry, dict) else None
+        if not isinstance(names, list) or not isinstance(ids, list) or len(names) != len(ids):
+            raise _fail(path, f"post_processor.special_tokens[{token[:40]!r}]", "ids", repr(entry))
+        for inner in names:
+            if inner not in tokens:
+                raise _fail(path, "post_processor.special_tokens", "known tokens", repr(inner)[:80])
+        for token_id in ids:
+            if type(token_id) is not int or not 0 <= token_id < MAX_TOKEN_ID:
+                raise _fail(path, "post_processor.special_tokens", "ids below 2^21", token_id)
