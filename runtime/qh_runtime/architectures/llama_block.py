@@ -27,11 +27,12 @@ __all__ = [
 # Far beyond any published model of these types, and small enough that no product overflows int64.
 _MAX_LAYERS = 512
 _MAX_HIDDEN = 65536
-_MAX_INTERMEDIATE = 1 << 20
+_MAX_INTERMEDIATE = 1 << 18
 _MAX_VOCAB = 1 << 21
 _MAX_POSITIONS = 1 << 24
 _MAX_HEADS = 4096
 _MAX_HEAD_DIM = 4096
+_MAX_ATTENTION = 1 << 18
 
 _ACTIVATIONS: dict[str, Literal["silu", "relu2"]] = {
     "silu": "silu",
@@ -106,6 +107,10 @@ def build_spec(
     if heads % kv_heads:
         raise config.refuse("num_key_value_heads", f"a divisor of num_attention_heads ({heads})")
     head_dim = _head_dim(config, defaults.head_dim, hidden_size, heads)
+    if heads * head_dim > _MAX_ATTENTION:
+        raise config.refuse(
+            "num_attention_heads", f"num_attention_heads * head_dim at most {_MAX_ATTENTION}"
+        )
     positions = config.integer(
         "max_position_embeddings", defaults.max_position_embeddings, 1, _MAX_POSITIONS
     )

@@ -31,7 +31,9 @@ def spec_from_config(config: Mapping[str, Any]) -> DecoderSpec:
         UnsupportedArchitectureError: facts key, value, expected.
     """
     reader = ConfigReader(config)
-    reader.require("attention_bias", (True,), "qwen2 always has biases on q, k and v")
+    # Some exporters write this key. The original has the biases whatever it says, and a checkpoint
+    # without them fails on the missing tensors.
+    reader.boolean("attention_bias", True)
     reader.require("mlp_bias", (False,), "qwen2 has no biases in the MLP")
     extras = Extras(qkv_bias=True, windows=window_layers(reader, _DEFAULTS))
     return build_spec(reader, "qwen2", "Qwen2ForCausalLM", _DEFAULTS, extras)
