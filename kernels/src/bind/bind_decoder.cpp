@@ -6,12 +6,12 @@
 #include <nanobind/stl/string.h>
 
 #include <memory>
-#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "bind/bind.h"
+#include "bind/bind_kernels.h"
 #include "decoder/decoder.h"
 #include "format_info.h"
 
@@ -46,10 +46,9 @@ class ModelReader {
   // (data, rows, cols, format, bias or None)
   Linear linear(nb::handle description) {
     const auto parts = nb::cast<nb::tuple>(description);
-    const auto format = format_from_name(nb::cast<std::string>(parts[3]));
-    if (!format) throw std::invalid_argument("unknown format");
+    const FormatId format = require_format(nb::cast<std::string>(parts[3]));
     return {{keep(nb::cast<Bytes>(parts[0], false)), nb::cast<int64_t>(parts[1]),
-             nb::cast<int64_t>(parts[2]), *format},
+             nb::cast<int64_t>(parts[2]), format},
             floats(parts[4])};
   }
 
@@ -84,9 +83,6 @@ class NativeDecoder {
                 const nb::tuple& embedding, const nb::tuple& head, const nb::object& final_norm,
                 const nb::list& layers, int64_t context_length, int threads,
                 const std::string& kv_type, bool exact, int64_t batch_tokens, bool trace) {
-    const auto id = isa_from_name(isa);
-    const KernelTable* table = id ? kernel_table(*id) : nullptr;
-    if (table == nullptr) throw std::invalid_argument("instruction set is not available");
     ModelView model;
     model.shape = shape_of(sizes);
     model.rms_norm_eps = rms_norm_eps;
@@ -97,7 +93,7 @@ class NativeDecoder {
     model.final_norm = reader_.floats(final_norm);
     for (const nb::handle layer : layers) model.layers.push_back(reader_.layer(layer));
     decoder_ = std::make_unique<Decoder>(
-        *table, std::move(model),
+        require_table(isa), std::move(model),
         DecoderOptions{context_length, threads, kv_type_of(kv_type), exact, batch_tokens, trace});
   }
 

@@ -24,6 +24,18 @@ bool all_finite(const float* x, int64_t n) noexcept {
   return (bad & 0x80000000u) == 0;
 }
 
+// Every |x| rounds to a finite float16; false for NaN. A key that became -infinity would drop out
+// of the attention without a trace.
+bool fits_half(const float* x, int64_t n) noexcept {
+  constexpr uint32_t kTooLarge =
+      0x477ff000u;  // 65520, halfway from the largest float16 to the next
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    largest = std::max(largest, std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu);
+  }
+  return largest < kTooLarge;
+}
+
 int64_t tiles_of(const MatrixView& w) noexcept { return (w.rows + kTileRows - 1) / kTileRows; }
 
 }  // namespace
@@ -98,7 +110,6 @@ Status Decoder::run_batch(const int32_t* tokens, int64_t n_tokens, LogitsWanted 
   const int64_t begin = position();
   const int64_t hidden_size = model_.shape.hidden_size;
   bad_position_.store(kAllFinite, std::memory_order_relaxed);
-  batch_begin_ = begin;
   extend_rope_tables(begin + n_tokens);
 
   const MatrixView& embedding = model_.embedding.w;
@@ -109,7 +120,8 @@ Status Decoder::run_batch(const int32_t* tokens, int64_t n_tokens, LogitsWanted 
   for (int64_t layer = 0; layer < model_.shape.num_hidden_layers; ++layer) {
     if (!run_layer(layer, begin, n_tokens)) return Status::cancelled;
   }
-  // A value that overflowed in the last layer shows only here.
+  // A NaN or an infinity anywhere ends in the residual stream as one: the kernels hand it on (the
+  // quantizers as a NaN scale).
   for (int64_t t = 0; t < n_tokens; ++t) {
     if (!all_finite(scratch_.hidden + t * scratch_.hidden_stride, hidden_size)) {
       note_non_finite(begin + t);
@@ -212,6 +224,10 @@ void Decoder::attend(int64_t layer, int64_t begin, int64_t n_tokens) noexcept {
     const float* sin = s.sin + position * (head_dim / 2);
     table_.rope(q, shape.num_attention_heads, head_dim, cos, sin);
     table_.rope(k, shape.num_key_value_heads, head_dim, cos, sin);
+    if (options_.kv_type == KvType::f16 &&
+        (!fits_half(k, shape.kv_size()) || !fits_half(s.v + t * s.kv_stride, shape.kv_size()))) {
+      note_non_finite(position);
+    }
     table_.store_kv(options_.kv_type, k, shape.kv_size(), cache_.key_row(layer, position));
     table_.store_kv(options_.kv_type, s.v + t * s.kv_stride, shape.kv_size(),
                     cache_.value_row(layer, position));
@@ -258,7 +274,6 @@ void Decoder::compute_logits(int64_t begin, int64_t n_tokens, LogitsWanted wante
   const int64_t first = wanted.all != nullptr ? 0 : n_tokens - 1;
   const int64_t n = n_tokens - first;
   float* logits = wanted.all != nullptr ? wanted.all : s.logits;
-  batch_begin_ = begin + first;
   const LinearJob head[] = {{&model_.head, logits, shape.vocab_size}};
   prepare_input({shape.num_hidden_layers, "head"}, n, shape.hidden_size, forms_of(head),
                 [&](int64_t t, float* input) {
@@ -268,7 +283,7 @@ void Decoder::compute_logits(int64_t begin, int64_t n_tokens, LogitsWanted wante
   multiply(head, n);
   for (int64_t t = 0; t < n; ++t) {
     if (!all_finite(logits + t * shape.vocab_size, shape.vocab_size)) {
-      note_non_finite(batch_begin_ + t);
+      note_non_finite(begin + first + t);
     }
   }
   if (wanted.all != nullptr && wanted.last) {
@@ -308,8 +323,6 @@ void Decoder::prepare_input(Place place, int64_t n_tokens, int64_t cols, unsigne
     float* input = s.input + t * stride;
     fill(t, input);
     std::memset(input + cols, 0, static_cast<size_t>(stride - cols) * sizeof(float));
-    // Checked before quantizing, which would turn a NaN into an ordinary code.
-    if (!all_finite(input, cols)) note_non_finite(batch_begin_ + t);
     if ((forms & kTokenCodes) != 0) {
       table_.quantize_token(input, cols, stride, s.token_codes + t * stride, s.token_scales + t,
                             s.token_sums + t);

@@ -135,7 +135,6 @@ class Decoder {
   AlignedBlock block_;
   ThreadPool pool_;
   int64_t rope_positions_ = 0;
-  int64_t batch_begin_ = 0;  // position of the first token of the input being prepared
   std::atomic<int64_t> position_{0};
   std::atomic<int64_t> bad_position_{kAllFinite};
   std::atomic<bool> cancelled_{false};
