@@ -1,0 +1,13 @@
+"""int4_g128: the contract of int4 with groups of 128 inputs."""
+
+from __future__ import annotations
+
+from tests.support.int4_contract import Int4Contract
+
+
+class TestInt4G128(Int4Contract):
+    name = "int4_g128"
+    group = 128
+
+    def test_bits_per_weight_of_a_large_matrix(self) -> None:
+        assert self.format.bpw((4096, 4096)) == 4 + 16 / 128
