@@ -51,7 +51,11 @@ class PromptProgress:
 
 @dataclass(frozen=True)
 class Token:
-    """One generated token. text is what became displayable with it, and may be empty."""
+    """One generated token. text is what became displayable with it, and may be empty.
+
+    The token that ends an answer is one too; its text is what had been held back (a possible stop
+    string, half a character). id -1 is no token: it carries the same when a cancellation ends it.
+    """
 
     id: int
     text: str
