@@ -1,0 +1,316 @@
+"""The Textual app: what all screens share (settings, history, engine), its begin and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import psutil  # type: ignore[import-untyped]
+from textual import on
+from textual.app import App, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.command import Provider
+from textual.message import Message
+from textual.screen import Screen
+
+from qh_chat.actions import Place, bindings_for
+from qh_chat.engine import EngineThread, ModelChoice, ModelSource
+from qh_chat.history.store import HistoryStore
+from qh_chat.inert import inert
+from qh_chat.messages import EngineFailed, LoadCancelled, ModelLoading, ModelReady
+from qh_chat.palette import ActionProvider
+from qh_chat.places import Places
+from qh_chat.screens.chat import ChatScreen
+from qh_chat.screens.help import HelpScreen
+from qh_chat.screens.models import ModelsScreen
+from qh_chat.screens.settings import SettingsScreen
+from qh_chat.settings import Settings, Value
+from qh_chat.settings_file import save_values
+from qh_chat.themes import DARK, LIGHT
+from qh_chat.widgets.composer import Composer
+from qh_chat.widgets.status_bar import StatusBar
+from qh_chat.widgets.transcript import Transcript
+from qh_runtime.errors import QhError
+from qh_runtime.session.events import EngineInfo
+
+__all__ = ["QhChatApp"]
+
+log = logging.getLogger(__name__)
+
+MEMORY_S = 2.0
+"""How often the memory figure of the status line is read anew."""
+
+
+class QhChatApp(App[int]):
+    """qh-chat on the terminal.
+
+    Args:
+        settings: as they apply now. places: the files it uses.
+        models: where models come from.
+        model: loaded at the start; None takes the settings' or the source's default.
+        clock: seconds since 1970.
+        measure_memory: show the memory of the process; off where screens are compared.
+    """
+
+    TITLE = "qh-chat"
+    COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = App.COMMANDS | {
+        ActionProvider
+    }
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *bindings_for("app"),
+        Binding("ctrl+c", "interrupt", show=False, system=True),
+    ]
+    ENABLE_COMMAND_PALETTE = True
+
+    def __init__(
+        self,
+        settings: Settings,
+        places: Places,
+        models: ModelSource,
+        *,
+        model: str | None = None,
+        clock: Callable[[], float] = time.time,
+        measure_memory: bool = True,
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.places = places
+        self.models = models
+        self.clock = clock
+        self.history = HistoryStore(places.history, clock)
+        self.engine_info: EngineInfo | None = None
+        self.loaded_name: str | None = None
+        self.loading: ModelLoading | None = None
+        self.load_failure: EngineFailed | None = None
+        self._start_model = model
+        self._measure_memory = measure_memory
+        self._ended = False
+        self._interrupted_at = -10.0
+        self.chat = ChatScreen()
+        self.engine = EngineThread(models, self._from_engine)
+        # ctrl+q belongs to the terminal's flow control; f10 and ctrl+c twice leave.
+        self._bindings.key_to_bindings.pop("ctrl+q", None)
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model that answers, or will."""
+        if self.engine_info is not None:
+            return self.engine_info.name
+        return self.loading_name or ""
+
+    @property
+    def loading_name(self) -> str | None:
+        """Name of the model that is being loaded."""
+        return self.loading.name if self.loading is not None else None
+
+    @property
+    def log_path(self) -> Path:
+        """The log file."""
+        return self.places.log
+
+    def get_default_screen(self) -> Screen[None]:
+        """The chat is below everything."""
+        return self.chat
+
+    def on_mount(self) -> None:
+        """Set the look, begin to load, and listen to signals."""
+        self.register_theme(DARK)
+        self.register_theme(LIGHT)
+        wanted = self.settings.look.theme
+        if wanted in self.available_themes:
+            self.theme = wanted
+        else:
+            self.theme = DARK.name
+            self.notify(
+                inert(f"There is no theme {wanted!r}; qh-dark is used."), severity="warning",
+                markup=False,
+            )  # fmt: skip
+        self.set_keymap(dict(self.settings.keys))
+        self._catch_signals()
+        self.load_model(self._start_model or self.settings.models.model or self._default_model())
+        if self._measure_memory:
+            self.set_interval(MEMORY_S, self._read_memory)
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """Of Textual's own palette entries only the themes; the rest is in the action table."""
+        yield SystemCommand("Theme", "All colour themes", self.action_change_theme)
+
+    def _from_engine(self, message: Message) -> None:
+        """Hand a message of the engine thread to the app (loads) or the chat (answers)."""
+        answer = isinstance(message, EngineFailed) and message.doing != "load"
+        own = isinstance(message, ModelLoading | ModelReady | LoadCancelled | EngineFailed)
+        target = self if own and not answer else self.chat
+        target.post_message(message)
+
+    # Models
+
+    def _default_model(self) -> str:
+        try:
+            return self.models.default
+        except QhError as error:
+            log.error("no default model: %s", error)
+            return ""
+
+    def load_model(self, name: str) -> None:
+        """Load a model in the background, after the running answer if there is one."""
+        self.load_failure = None
+        self.engine.load(name, self.settings.load_options())
+
+    def list_models(self) -> tuple[Sequence[ModelChoice], str]:
+        """Models that can be chosen, and what went wrong; called on a worker thread."""
+        try:
+            return self.models.list(), ""
+        except QhError as error:
+            return [], str(error)
+
+    @on(ModelLoading)
+    def _model_loading(self, event: ModelLoading) -> None:
+        self.loading = event
+        share = f" {100 * event.done // event.total} %" if event.total else ""
+        self._status(loading=f"loading {event.name}{share}", failed=False)
+        if isinstance(self.screen, ModelsScreen):
+            self.screen.show_loading(event)
+
+    @on(ModelReady)
+    def _model_ready(self, event: ModelReady) -> None:
+        self.loaded_name = self.loading_name
+        self.loading = None
+        self.load_failure = None
+        self.engine_info = event.info
+        self._status(
+            info=event.info, loading="", failed=False, context_used=None, tokens_per_s=None,
+            first_token_s=None,
+        )  # fmt: skip
+        self.chat.banner("")
+        self.chat.count_context(0.05)
+        if isinstance(self.screen, ModelsScreen):
+            self.screen.show_ready(event)
+
+    @on(LoadCancelled)
+    def _load_cancelled(self, event: LoadCancelled) -> None:
+        if self.loading_name == event.name:
+            self.loading = None
+            self._status(loading="", failed=self.engine_info is None)
+        if isinstance(self.screen, ModelsScreen):
+            self.screen.show_cancelled(event)
+
+    @on(EngineFailed)
+    def _load_failed(self, event: EngineFailed) -> None:
+        name, self.loading = self.loading_name, None
+        self.load_failure = event
+        self._status(loading="", failed=True)
+        hint = event.hint or ("f3 picks another model" if not event.bug else None)
+        log_line = f" (a bug; the log has more: {self.log_path})" if event.bug else ""
+        text = f"{name} was not loaded: {event.text}{log_line}" + (f" → {hint}" if hint else "")
+        self.chat.banner(text, error=True)
+        if isinstance(self.screen, ModelsScreen):
+            self.screen.show_failure(event)
+
+    # Settings and status
+
+    def change_setting(self, key: str, value: Value) -> None:
+        """Apply and save one setting. Raises SettingsError; then the value holds until the end."""
+        self.settings = self.settings.with_value(key, value)
+        if key == "look.theme" and self.settings.look.theme in self.available_themes:
+            self.theme = self.settings.look.theme
+        if key == "look.blink":
+            self.chat.composer.cursor_blink = self.settings.look.blink
+        save_values(self.places.settings, {key: value})
+
+    def check_history(self) -> None:
+        """Tell the person when the history has something to say."""
+        notice = self.history.take_notice()
+        if notice is not None:
+            self.chat.banner(notice, error=not self.history.saved)
+        self._status(history="" if self.history.saved else "not saved")
+
+    def _status(self, **facts: object) -> None:
+        bar = self.chat.query_one(StatusBar)
+        bar.facts = bar.facts.changed(**facts)
+
+    def _read_memory(self) -> None:
+        self._status(rss_bytes=psutil.Process().memory_info().rss)
+
+    # Actions
+
+    def action_help(self) -> None:
+        """Show every key."""
+        focused = self.focused
+        place: Place = "chat"
+        if isinstance(focused, Composer):
+            place = "composer"
+        elif isinstance(focused, Transcript):
+            place = "transcript"
+        self._open(HelpScreen(dict(self.settings.keys), str(self.places.settings), place))
+
+    def action_models(self) -> None:
+        """Show the model picker."""
+        self._open(ModelsScreen())
+
+    def action_settings(self) -> None:
+        """Show the settings."""
+        self._open(SettingsScreen())
+
+    def _open(self, screen: Screen[None]) -> None:
+        # One dialog at a time: a function key in a dialog does not stack a second one.
+        if self.screen is self.chat:
+            self.push_screen(screen)
+
+    def action_toggle_dark(self) -> None:
+        """Change between the light and the dark theme."""
+        self.theme = LIGHT.name if self.current_theme.dark else DARK.name
+
+    def action_interrupt(self) -> None:
+        """ctrl+c: copy a selection, else stop the answer, else leave when pressed twice."""
+        if self.screen.get_selected_text():
+            self.screen.action_copy_text()
+            return
+        if self.chat.stop_answer():
+            return
+        now = time.monotonic()
+        if now - self._interrupted_at < 2.0:
+            self.exit(0)
+            return
+        self._interrupted_at = now
+        self.notify("Press ctrl+c again to leave, f1 for help.", timeout=2, markup=False)
+
+    async def action_quit(self) -> None:
+        """Leave; everything is kept."""
+        self.exit(0)
+
+    # The end
+
+    def _catch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for name in ("SIGTERM", "SIGHUP", "SIGINT"):
+            number = getattr(signal, name, None)
+            if number is None:
+                continue
+            try:
+                loop.add_signal_handler(number, self._signalled, number)
+            except (NotImplementedError, RuntimeError, ValueError):
+                log.info("%s cannot be caught here", name)
+
+    def _signalled(self, number: int) -> None:
+        log.info("signal %d: leaving", number)
+        self.put_away()
+        self.exit(128 + number)
+
+    def put_away(self) -> None:
+        """Keep drafts and partial answers, and free the engine; again is harmless."""
+        if self._ended:
+            return
+        self._ended = True
+        self.chat.put_away()
+        if not self.engine.close():
+            log.warning("the engine did not end in time")
+        self.history.close()
+
+    def on_unmount(self) -> None:
+        """The app ends: nothing may be lost."""
+        self.put_away()

@@ -1,0 +1,1 @@
+"""Conversations on disk: a SQLite file of trees of messages. Imports no Textual."""

@@ -1,0 +1,274 @@
+"""The part of the chat screen that runs an answer: from the question to the last token on disk.
+
+There is at most one running answer. It belongs to its conversation, not to what is on screen:
+another chat may be opened meanwhile, and the answer still ends where it began.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from textual import events, on
+from textual.screen import Screen
+
+from qh_chat.history.conversation import Conversation
+from qh_chat.history.records import MessageRecord
+from qh_chat.inert import inert
+from qh_chat.messages import (
+    AnswerDone,
+    AnswerPrompt,
+    AnswerText,
+    AnswerTrimmed,
+    ContextCounted,
+    EngineFailed,
+)
+from qh_chat.widgets.composer import Composer
+from qh_chat.widgets.message import MessageView
+from qh_chat.widgets.numbers import tokens_text
+from qh_chat.widgets.status_bar import StatusBar
+from qh_chat.widgets.transcript import Transcript
+
+if TYPE_CHECKING:
+    from qh_chat.app import QhChatApp
+
+__all__ = ["AnsweringScreen"]
+
+log = logging.getLogger(__name__)
+
+FLUSH_S = 1.0
+COUNT_DELAY_S = 0.25
+
+
+@dataclass
+class _Run:
+    """A running answer."""
+
+    conversation: Conversation
+    answer_id: int
+    pieces: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    flushed: int = 0
+    prompt_tokens: int = 0
+    stopping: bool = False
+
+    @property
+    def text(self) -> str:
+        if len(self.pieces) > 1:
+            self.pieces = ["".join(self.pieces)]
+        return self.pieces[0] if self.pieces else ""
+
+
+class AnsweringScreen(Screen[None]):
+    """Answers, and the numbers of the status line that follow from them."""
+
+    app: QhChatApp
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conversation: Conversation
+        self._answer: _Run | None = None
+        self._count_request = 0
+        self._count_timer: Any = None
+
+    @property
+    def transcript(self) -> Transcript:
+        """The messages on screen."""
+        return self.query_one(Transcript)
+
+    @property
+    def composer(self) -> Composer:
+        """The box where a message is written."""
+        return self.query_one(Composer)
+
+    @property
+    def answering(self) -> bool:
+        """An answer is being written."""
+        return self._answer is not None
+
+    @on(events.Mount)
+    def _start_flushing(self) -> None:
+        """Keep the partial answer on disk while it grows."""
+        self.set_interval(FLUSH_S, self._flush)
+
+    async def ask(self, question_id: int) -> None:
+        """Begin an answer to a message of the person."""
+        conversation = self.conversation
+        model = self.app.model_name
+        record = conversation.begin_answer(question_id, model)
+        self._answer = _Run(conversation, record.id)
+        await self.show_path()
+        view = self.transcript.view_of(record.id)
+        if view is not None:
+            loading = self.app.loading_name
+            waits = self.app.engine_info is None and loading is not None
+            view.waiting(f"waits for {loading} to load" if waits else "reads…")
+        self.app.engine.generate(record.id, conversation.turns(question_id), conversation.sampling)
+
+    def stop_answer(self) -> bool:
+        """Stop the running answer; False when there is none."""
+        run = self._answer
+        if run is None:
+            return False
+        run.stopping = True
+        self.app.engine.stop(run.answer_id)
+        return True
+
+    async def show_path(self) -> None:
+        """Show the open conversation as it is now."""
+        raise NotImplementedError
+
+    def refresh_chats(self) -> None:
+        """Show the list of conversations as it is now."""
+        raise NotImplementedError
+
+    def sync_answer(self) -> None:
+        """Make the conversation's own record of the running answer hold all its text."""
+        run = self._answer
+        if run is not None:
+            run.conversation.remember(run.answer_id, run.text)
+
+    def end_now(self) -> None:
+        """Keep the partial answer because the app ends."""
+        run, self._answer = self._answer, None
+        if run is not None:
+            self.app.engine.stop(run.answer_id)
+            run.conversation.end_answer(
+                run.answer_id, run.text, "interrupted", note=" · ".join(run.notes)
+            )
+
+    def count_context(self, delay_s: float = COUNT_DELAY_S) -> None:
+        """Ask for the tokens of the conversation and the draft, once typing pauses."""
+        if self._count_timer is not None:
+            self._count_timer.stop()
+        self._count_timer = self.set_timer(delay_s, self._count)
+
+    def _count(self) -> None:
+        if self.app.engine_info is None or self._answer is not None:
+            return
+        self._count_request += 1
+        turns = self.conversation.turns(self.conversation.leaf_id)
+        draft = self.composer.text.strip()
+        if draft:
+            turns = [*turns, self.conversation.draft_turn(draft)]
+        if not turns:
+            self.query_one(StatusBar).facts = self.query_one(StatusBar).facts.changed(
+                context_used=0
+            )
+            self.context_changed(0)
+            return
+        self.app.engine.count(self._count_request, turns)
+
+    def context_changed(self, tokens: int) -> None:
+        """The conversation and the draft take this many tokens."""
+
+    @on(ContextCounted)
+    def _counted(self, event: ContextCounted) -> None:
+        if event.request == self._count_request and self._answer is None:
+            bar = self.query_one(StatusBar)
+            bar.facts = bar.facts.changed(context_used=event.tokens)
+            self.context_changed(event.tokens)
+
+    def _flush(self) -> None:
+        run = self._answer
+        if run is None or not run.pieces:
+            return
+        text = run.text
+        if len(text) != run.flushed:
+            run.flushed = len(text)
+            conversation, answer_id = run.conversation, run.answer_id
+            conversation.remember(answer_id, text)
+            self.run_worker(lambda: conversation.flush(answer_id, text), thread=True, group="flush")
+
+    def _view(self, answer_id: int) -> MessageView | None:
+        return self.transcript.view_of(answer_id)
+
+    def _mine(self, answer_id: int | None) -> _Run | None:
+        run = self._answer
+        return run if run is not None and run.answer_id == answer_id else None
+
+    @on(AnswerPrompt)
+    def _prompt(self, event: AnswerPrompt) -> None:
+        run = self._mine(event.answer_id)
+        if run is None:
+            return
+        run.prompt_tokens = event.total
+        bar = self.query_one(StatusBar)
+        bar.facts = bar.facts.changed(context_used=event.total)
+        view = self._view(event.answer_id)
+        if view is not None:
+            share = f" of {tokens_text(event.total)}" if event.total else ""
+            reused = f", {tokens_text(event.reused)} known already" if event.reused else ""
+            view.waiting(f"reads {tokens_text(event.done)}{share} tokens{reused}")
+
+    @on(AnswerTrimmed)
+    def _trimmed(self, event: AnswerTrimmed) -> None:
+        run = self._mine(event.answer_id)
+        if run is None:
+            return
+        turns = f"{event.turns:,} oldest turn" + ("s" if event.turns != 1 else "")
+        run.notes.append(f"left out the {turns} ({tokens_text(event.tokens)} tokens) to fit")
+        view = self._view(event.answer_id)
+        if view is not None:
+            view.note(" · ".join(run.notes))
+
+    @on(AnswerText)
+    async def _text(self, event: AnswerText) -> None:
+        run = self._mine(event.answer_id)
+        if run is None:
+            return
+        run.pieces.append(event.text)
+        bar = self.query_one(StatusBar)
+        rate = event.tokens_per_s if event.tokens > 1 else bar.facts.tokens_per_s
+        bar.facts = bar.facts.changed(
+            context_used=run.prompt_tokens + event.tokens, tokens_per_s=rate
+        )
+        view = self._view(event.answer_id)
+        if view is not None:
+            await view.stream(event.text, event.tokens, event.tokens_per_s)
+
+    @on(AnswerDone)
+    async def _done(self, event: AnswerDone) -> None:
+        run = self._mine(event.answer_id)
+        if run is None:
+            return
+        self._answer = None
+        record = run.conversation.end_answer(
+            run.answer_id, run.text, event.reason, event.stats, " · ".join(run.notes)
+        )
+        bar = self.query_one(StatusBar)
+        if event.stats is not None:
+            bar.facts = bar.facts.changed(
+                context_used=event.stats.context_used,
+                tokens_per_s=event.stats.tokens_per_s or None,
+                first_token_s=event.stats.first_token_s if event.stats.tokens else None,
+            )
+        await self._show_end(record, run)
+
+    @on(EngineFailed)
+    async def _failed(self, event: EngineFailed) -> None:
+        if event.doing == "load":
+            return
+        event.stop()
+        run = self._mine(event.answer_id)
+        text = event.text if event.hint is None else f"{event.text}; {event.hint}"
+        if event.bug:
+            text += f" (a bug; the log has more: {self.app.log_path})"
+        if run is None:
+            log.warning("failure without an answer: %s", text)
+            return
+        self._answer = None
+        record = run.conversation.end_answer(
+            run.answer_id, run.text, "error", note=" · ".join([*run.notes, text])
+        )
+        self.app.notify(inert(text), title="No answer", severity="error", markup=False, timeout=12)
+        await self._show_end(record, run)
+
+    async def _show_end(self, record: MessageRecord, run: _Run) -> None:
+        view = self._view(record.id)
+        if view is not None:
+            await view.finish(record, run.conversation.alternatives(record.id))
+        self.refresh_chats()
+        self.app.check_history()
+        self.count_context(0.05)

@@ -1,0 +1,229 @@
+"""One message on screen: who, the text (an answer as Markdown), and the line of facts below it."""
+
+from __future__ import annotations
+
+from textual import events, on
+from textual.app import ComposeResult
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.message import Message
+from textual.widgets import Markdown, Static
+
+from qh_chat.history.records import MessageRecord
+from qh_chat.inert import inert
+from qh_chat.messages import SiblingAsked
+from qh_chat.widgets.markup import markdown_parser, split_thinking
+from qh_chat.widgets.numbers import answer_numbers, rate_text, tokens_text
+
+__all__ = ["MessageView"]
+
+LONGEST_SHOWN = 12_000
+"""Characters of a message of the person that are drawn; the rest is kept and counted."""
+
+LONGEST_MARKDOWN = 60_000
+"""Characters of an answer that are drawn as Markdown; a longer one is drawn as plain text."""
+
+REASONS = {
+    "cancelled": "stopped",
+    "interrupted": "cut off when the app ended",
+    "error": "ended by an error",
+    "max_tokens": "reached its longest length",
+    "context_full": "stopped: the context is full",
+}
+
+
+class _Step(Static):
+    """A clickable arrow to another alternative."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__("◂" if step < 0 else "▸", classes="step")
+        self.step = step
+
+    class Clicked(Message):
+        """The arrow was clicked."""
+
+        def __init__(self, step: int) -> None:
+            super().__init__()
+            self.step = step
+
+    def on_click(self, event: events.Click) -> None:
+        event.stop()
+        self.post_message(self.Clicked(self.step))
+
+
+class MessageView(Vertical):
+    """A message of the transcript.
+
+    Args:
+        record: what is shown.
+        alternatives: its position among the alternatives of its turn (from 1), and their number.
+    """
+
+    class Selected(Message):
+        """The message was clicked."""
+
+        def __init__(self, view: MessageView) -> None:
+            super().__init__()
+            self.view = view
+
+    def __init__(self, record: MessageRecord, alternatives: tuple[int, int]) -> None:
+        super().__init__(classes=f"message {record.role}")
+        self.record = record
+        self._alternatives = alternatives
+        self._text = record.content
+        self._shown = ""
+        self._unfolded = False
+        self._live = record.state == "streaming"
+
+    @property
+    def text(self) -> str:
+        """The whole text as it is now, also while it streams."""
+        return self._text
+
+    def compose(self) -> ComposeResult:
+        with Horizontal(classes="row"):
+            yield Static("you" if self.record.role == "user" else "qh", classes="who")
+            with Vertical(classes="body"):
+                if self.record.role == "user":
+                    yield Static(_user_text(self._text), markup=False, classes="said")
+                else:
+                    yield Static("", markup=False, classes="thinking")
+                    yield Markdown(parser_factory=markdown_parser, open_links=False)
+                    yield Static("", markup=False, classes="plain")
+                with Horizontal(classes="facts"):
+                    yield _Step(-1)
+                    yield Static("", markup=False, classes="which")
+                    yield _Step(1)
+                    yield Static("", markup=False, classes="mark")
+                    yield Static("", markup=False, classes="numbers")
+
+    async def on_mount(self) -> None:
+        """Draw what there is."""
+        if self.record.role == "assistant":
+            await self._draw_whole()
+        self._draw_facts()
+
+    async def stream(self, text: str, tokens: int, tokens_per_s: float) -> None:
+        """Show more of the answer while it streams."""
+        self._text += text
+        await self._draw_more()
+        numbers = f"{tokens_text(tokens)} token" + ("s" if tokens != 1 else "")
+        if tokens > 1:
+            numbers = f"{rate_text(tokens_per_s)} · {numbers}"
+        self.query_one(".numbers", Static).update(numbers)
+
+    def waiting(self, text: str) -> None:
+        """Say what is going on before the first token."""
+        self.query_one(".numbers", Static).update(inert(text))
+
+    def note(self, text: str) -> None:
+        """Show a mark beside the numbers."""
+        self._mark(text)
+
+    async def finish(self, record: MessageRecord, alternatives: tuple[int, int]) -> None:
+        """Show the answer as it was kept."""
+        self.record = record
+        self._alternatives = alternatives
+        self._text = record.content
+        self._live = False
+        await self._draw_whole()
+        self._draw_facts()
+
+    def set_alternatives(self, alternatives: tuple[int, int]) -> None:
+        """Show another position among the alternatives."""
+        self._alternatives = alternatives
+        self._draw_facts()
+
+    def toggle_thinking(self) -> bool:
+        """Fold or unfold the thinking; False when there is none."""
+        if not split_thinking(self._text).thinking:
+            return False
+        self._unfolded = not self._unfolded
+        self._draw_thinking()
+        return True
+
+    def on_click(self) -> None:
+        """Select on click."""
+        self.post_message(self.Selected(self))
+
+    @on(_Step.Clicked)
+    def _step(self, event: _Step.Clicked) -> None:
+        event.stop()
+        self.post_message(SiblingAsked(self.record.id, event.step))
+
+    async def _draw_whole(self) -> None:
+        """Parse it all once: a streamed fence can stay stale (Textualize/textual#6518)."""
+        self._draw_thinking()
+        answer = split_thinking(self._text).answer
+        self._shown = answer
+        markdown, plain = self.query_one(Markdown), self.query_one(".plain", Static)
+        long = len(answer) > LONGEST_MARKDOWN
+        plain.display, markdown.display = long, not long and bool(answer.strip())
+        if long:
+            plain.update(Content(inert(answer)))
+            await markdown.update("")
+        else:
+            await markdown.update(inert(answer))
+
+    async def _draw_more(self) -> None:
+        parts = split_thinking(self._text)
+        if parts.thinking or parts.thinking_open:
+            self._draw_thinking()
+        if len(parts.answer) > LONGEST_MARKDOWN:
+            await self._draw_whole()
+            return
+        new = parts.answer[len(self._shown) :] if parts.answer.startswith(self._shown) else ""
+        if not new:
+            return
+        self._shown = parts.answer
+        markdown = self.query_one(Markdown)
+        markdown.display = True
+        await markdown.append(inert(new))
+
+    def _draw_thinking(self) -> None:
+        parts = split_thinking(self._text)
+        widget = self.query_one(".thinking", Static)
+        widget.display = bool(parts.thinking) or (parts.thinking_open and self._live)
+        words = len(parts.thinking.split())
+        if parts.thinking_open and self._live:
+            title = f"▾ thinking… {words:,} words"
+            tail = " ".join(parts.thinking.split()[-24:])
+            widget.update(inert(f"{title}\n{tail}" if tail else title))
+        elif self._unfolded:
+            widget.update(inert(f"▾ thought for {words:,} words (t folds)\n{parts.thinking}"))
+        else:
+            widget.update(f"▸ thought for {words:,} words (t unfolds)")
+
+    def _draw_facts(self) -> None:
+        at, count = self._alternatives
+        for step in self.query(_Step):
+            step.display = count > 1
+            step.set_class(not 1 <= at + step.step <= count, "-end")
+        which = self.query_one(".which", Static)
+        which.display = count > 1
+        which.update(f"{at} of {count}")
+        reason = REASONS.get(self.record.reason, "")
+        self._mark(" · ".join(part for part in (reason, self.record.note) if part))
+        numbers = self.query_one(".numbers", Static)
+        if self.record.stats is not None:
+            numbers.update(answer_numbers(self.record.stats))
+        elif not self._live:
+            numbers.update("")
+        facts = self.query_one(".facts")
+        facts.display = (
+            count > 1 or self._live or bool(self.record.reason) or self.record.stats is not None
+        )
+
+    def _mark(self, text: str) -> None:
+        mark = self.query_one(".mark", Static)
+        mark.display = bool(text)
+        mark.update(inert(text))
+        if text:
+            self.query_one(".facts").display = True
+
+
+def _user_text(text: str) -> str:
+    if len(text) <= LONGEST_SHOWN:
+        return inert(text)
+    rest = len(text) - LONGEST_SHOWN
+    return inert(text[:LONGEST_SHOWN]) + f"\n… {rest:,} more characters (y copies them all)"

@@ -1,0 +1,147 @@
+"""The one status line: model, context, speed, memory, offline; always true, cut to fit the width.
+
+The text is made by a pure function of the facts and the width, so that tests and the screen agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from textual.app import RenderResult
+from textual.content import Content
+from textual.widget import Widget
+
+from qh_chat.inert import inert
+from qh_chat.widgets.numbers import rate_text, seconds_text, size_text
+from qh_runtime.session.events import EngineInfo
+
+__all__ = ["Facts", "StatusBar", "status_content"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the status line is made of; None is not known yet and is not shown.
+
+    Attributes:
+        loading: model name and progress text while one loads. failed: the load failed.
+        context_used: tokens of the conversation and the draft. counting: they are an older count.
+        rss_bytes: what the process holds now.
+        history: "" when chats reach the disk, else a few words.
+    """
+
+    info: EngineInfo | None = None
+    loading: str = ""
+    failed: bool = False
+    context_used: int | None = None
+    tokens_per_s: float | None = None
+    first_token_s: float | None = None
+    rss_bytes: int | None = None
+    offline: bool = True
+    history: str = ""
+
+    def changed(self, **values: object) -> Facts:
+        """A copy with some facts changed."""
+        return replace(self, **values)  # type: ignore[arg-type]
+
+
+def _bar(used: int, total: int, cells: int) -> str:
+    filled = min(cells, round(cells * used / total)) if total else 0
+    if used and not filled:
+        filled = 1
+    return "▓" * filled + "░" * (cells - filled)
+
+
+def status_content(facts: Facts, width: int) -> Content:
+    """The line, at most `width` cells wide: less important parts go first, names are cut last."""
+    for level in range(5):
+        content = _assemble(facts, level)
+        if content.cell_length <= width:
+            return content
+    return content.truncate(max(1, width), ellipsis=True)
+
+
+def _assemble(facts: Facts, level: int) -> Content:
+    parts = [_model(facts, level)]
+    context = _context(facts, level)
+    if context is not None:
+        parts.append(context)
+    if facts.tokens_per_s is not None:
+        speed = rate_text(facts.tokens_per_s)
+        if facts.first_token_s is not None and level < 1:
+            speed += f" · first token {seconds_text(facts.first_token_s)}"
+        parts.append(Content(speed))
+    if facts.info is not None and level < 4:
+        parts.append(_memory(facts, level))
+    if facts.history:
+        parts.append(Content.styled(facts.history, "$text-warning"))
+    if facts.offline:
+        parts.append(Content.styled("offline", "$text-success"))
+    return Content.styled(" │ ", "$foreground 40%").join(parts)
+
+
+def _model(facts: Facts, level: int) -> Content:
+    info = facts.info
+    words: list[str] = []
+    if info is not None:
+        words = [inert(info.name)]
+        if level < 3:
+            words.append(info.format)
+        if level < 2:
+            words.append(info.device)
+    elif not facts.loading:
+        words = ["no model (f3)"] if facts.failed else ["no model"]
+    content = Content(" · ".join(word for word in words if word))
+    if facts.loading:
+        loading = Content.styled(inert(facts.loading), "$text-accent")
+        content = Content.assemble(content, " → ", loading) if words else loading
+    return content
+
+
+def _context(facts: Facts, level: int) -> Content | None:
+    if facts.info is None:
+        return None
+    total, used = facts.info.context_length, facts.context_used
+    if used is None:
+        return Content(f"context {total:,}" if level < 1 else f"0/{total:,}")
+    share = used / total if total else 0.0
+    style = "$text-error" if share >= 0.95 else "$text-warning" if share >= 0.8 else ""
+    text = f"context {used:,} / {total:,}" if level < 1 else f"{used:,}/{total:,}"
+    cells = 8 if level < 1 else 5 if level < 3 else 3
+    return Content.styled(f"{text} {_bar(used, total, cells)}", style)
+
+
+def _memory(facts: Facts, level: int) -> Content:
+    assert facts.info is not None
+    planned = size_text(facts.info.planned_bytes)
+    if level >= 1 or facts.rss_bytes is None:
+        return Content(f"RAM {planned} planned" if level < 1 else f"{planned}")
+    return Content(f"RAM {size_text(facts.rss_bytes)} of {planned} planned")
+
+
+class StatusBar(Widget):
+    """The line at the bottom, with the way to the help at its end."""
+
+    HELP = "f1 help"
+
+    def __init__(self) -> None:
+        super().__init__(id="status")
+        self._facts = Facts()
+
+    @property
+    def facts(self) -> Facts:
+        """What is shown."""
+        return self._facts
+
+    @facts.setter
+    def facts(self, facts: Facts) -> None:
+        if facts != self._facts:
+            self._facts = facts
+            self.refresh()
+
+    def render(self) -> RenderResult:
+        """The line, as wide as the widget."""
+        width = self.size.width
+        space = width - len(self.HELP) - 2
+        content = status_content(self._facts, max(8, space))
+        gap = max(1, width - content.cell_length - len(self.HELP))
+        return Content.assemble(content, " " * gap, Content.styled(self.HELP, "$foreground 60%"))

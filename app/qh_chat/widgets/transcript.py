@@ -1,0 +1,245 @@
+"""The transcript: the messages of the path, newest at the bottom, one of them selected.
+
+Only the last messages are mounted, so that a chat of ten thousand turns costs what a short one
+does; going up mounts earlier ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+from textual import events, on
+from textual.binding import BindingType
+from textual.containers import VerticalScroll
+from textual.message import Message
+from textual.widgets import Static
+
+from qh_chat.actions import bindings_for
+from qh_chat.history.records import MessageRecord
+from qh_chat.messages import SiblingAsked
+from qh_chat.widgets.message import MessageView
+
+__all__ = ["Transcript"]
+
+MOUNTED = 40
+"""Messages mounted at first; MORE are added at the top on request."""
+MORE = 40
+
+
+class Transcript(VerticalScroll, can_focus=True):
+    """The messages of one path through a conversation."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for("transcript")]
+
+    class Wanted(Message):
+        """A key asks for something to be done with a message.
+
+        Attributes:
+            what: "copy", "code", "edit", "branch", "search" or "write".
+            view: the selected message, if any. number: of the code block, from 1.
+        """
+
+        def __init__(self, what: str, view: MessageView | None, number: int = 0) -> None:
+            super().__init__()
+            self.what = what
+            self.view = view
+            self.number = number
+
+    def __init__(self) -> None:
+        super().__init__(id="transcript")
+        self._records: list[MessageRecord] = []
+        self._alternatives: Callable[[int], tuple[int, int]] = lambda _: (1, 1)
+        self._first = 0
+        self.selected: MessageView | None = None
+
+    @property
+    def views(self) -> list[MessageView]:
+        """The mounted messages, first to last."""
+        return list(self.query(MessageView))
+
+    def view_of(self, message_id: int) -> MessageView | None:
+        """The mounted view of a message."""
+        return next((view for view in self.views if view.record.id == message_id), None)
+
+    async def show(
+        self,
+        records: Sequence[MessageRecord],
+        alternatives: Callable[[int], tuple[int, int]],
+        welcome: Static | None = None,
+    ) -> None:
+        """Show a path; messages that are on screen already stay as they are."""
+        self._alternatives = alternatives
+        keep = 0
+        mounted = self.views
+        ids = [view.record.id for view in mounted]
+        offset = self._first
+        wanted = [record.id for record in records]
+        if mounted and ids[0] in wanted and wanted.index(ids[0]) == offset:
+            rest = wanted[offset:]
+            while keep < min(len(ids), len(rest)) and ids[keep] == rest[keep]:
+                keep += 1
+        if keep == 0:
+            self._first = max(0, len(records) - MOUNTED)
+        self._records = list(records)
+        async with self.batch():
+            await self.remove_children(Static)
+            stale = mounted[keep:]
+            if self.selected in stale:
+                self.selected = None
+            for view in stale:
+                await view.remove()
+            new = self._records[self._first + keep :]
+            if welcome is not None and not records:
+                await self.mount(welcome)
+            if self._first:
+                await self.mount(self._earlier(), before=0)
+            if new:
+                await self.mount_all([self._view(record) for record in new])
+            for view in mounted[:keep]:
+                view.set_alternatives(alternatives(view.record.id))
+            await self._trim()
+        self.anchor()
+
+    async def _trim(self) -> None:
+        """Unmount the oldest messages of a transcript that grew by many turns."""
+        views = self.views
+        surplus = len(views) - MOUNTED - MORE
+        if surplus <= 0 or self.selected is not None:
+            return
+        for view in views[: surplus + MORE // 2]:
+            await view.remove()
+        self._first += surplus + MORE // 2
+        if not self.query(".earlier"):
+            await self.mount(self._earlier(), before=0)
+
+    async def load_earlier(self) -> bool:
+        """Mount earlier messages; False when all are there."""
+        if self._first == 0:
+            return False
+        start = max(0, self._first - MORE)
+        records = self._records[start : self._first]
+        views = self.views
+        anchor = views[0] if views else None
+        async with self.batch():
+            await self.remove_children(".earlier")
+            if anchor is not None:
+                await self.mount_all([self._view(record) for record in records], before=anchor)
+            self._first = start
+            if start:
+                await self.mount(self._earlier(), before=0)
+        if anchor is not None:
+            self.call_after_refresh(self.scroll_to_widget, anchor, animate=False, top=True)
+        return True
+
+    def _view(self, record: MessageRecord) -> MessageView:
+        return MessageView(record, self._alternatives(record.id))
+
+    def _earlier(self) -> Static:
+        return _Earlier(f"▴ {self._first:,} earlier messages", classes="earlier")
+
+    def select(self, view: MessageView | None) -> None:
+        """Mark one message as the one that keys act on."""
+        if self.selected is not None:
+            self.selected.remove_class("-selected")
+        self.selected = view
+        if view is not None:
+            view.add_class("-selected")
+            self.scroll_to_widget(view, animate=False)
+
+    def on_focus(self) -> None:
+        """Select the last message when there is no selection yet."""
+        if self.selected is None and self.views:
+            self.select(self.views[-1])
+
+    def on_blur(self) -> None:
+        """Without the focus no message is selected."""
+        self.select(None)
+
+    async def action_move(self, step: int) -> None:
+        """Select the next or previous message; past the edge of it, scroll or load more."""
+        views = self.views
+        if not views:
+            return
+        if self.selected is None:
+            self.select(views[-1])
+            return
+        index = views.index(self.selected) + step
+        if index < 0 and await self.load_earlier():
+            views = self.views
+            index = views.index(self.selected) + step
+        if 0 <= index < len(views):
+            self.select(views[index])
+        elif step > 0:
+            self.anchor()
+        else:
+            self.scroll_home(animate=False)
+
+    async def action_first(self) -> None:
+        """Go to the first message."""
+        while await self.load_earlier():
+            pass
+        if self.views:
+            self.select(self.views[0])
+
+    def action_last(self) -> None:
+        """Go to the last message."""
+        if self.views:
+            self.select(self.views[-1])
+        self.anchor()
+
+    def action_copy(self) -> None:
+        """Ask for a copy of the selected message."""
+        self.post_message(self.Wanted("copy", self._target()))
+
+    def action_copy_code(self, number: int) -> None:
+        """Ask for a copy of a code block."""
+        self.post_message(self.Wanted("code", self._target(), number))
+
+    def action_edit(self) -> None:
+        """Ask to edit the selected message."""
+        self.post_message(self.Wanted("edit", self._target()))
+
+    def action_branch(self) -> None:
+        """Ask for another answer to the selected turn."""
+        self.post_message(self.Wanted("branch", self._target()))
+
+    def action_search(self) -> None:
+        """Ask for the search."""
+        self.post_message(self.Wanted("search", self.selected))
+
+    def action_write(self) -> None:
+        """Ask for the composer."""
+        self.post_message(self.Wanted("write", self.selected))
+
+    def action_thinking(self) -> None:
+        """Fold or unfold the thinking of the selected message."""
+        view = self._target()
+        if view is not None:
+            view.toggle_thinking()
+
+    def action_sibling(self, step: int) -> None:
+        """Ask for another alternative of the selected turn."""
+        view = self._target()
+        if view is not None:
+            self.post_message(SiblingAsked(view.record.id, step))
+
+    def _target(self) -> MessageView | None:
+        views = self.views
+        return self.selected or (views[-1] if views else None)
+
+    @on(MessageView.Selected)
+    def _clicked(self, event: MessageView.Selected) -> None:
+        event.stop()
+        self.focus()
+        self.select(event.view)
+
+
+class _Earlier(Static):
+    """The line above the first mounted message."""
+
+    async def on_click(self, event: events.Click) -> None:
+        """Mount more."""
+        event.stop()
+        transcript = self.query_ancestor(Transcript)
+        await transcript.load_earlier()
