@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qh_runtime.checkpoints.files import read_small_file, resolve_file
-from qh_runtime.checkpoints.strict_json import parse_object, quoted
+from qh_runtime.checkpoints.strict_json import decode, parse_object, quoted
 from qh_runtime.errors import CheckpointError
 
 __all__ = ["CheckpointConfig", "read_config", "read_json_file", "read_key"]
@@ -65,7 +65,7 @@ def read_json_file(
     if not required and not path.exists() and not path.is_symlink():
         return {}
     data = read_small_file(resolve_file(folder, name), limit_bytes)
-    return parse_object(data, name, path=path, max_depth=MAX_DEPTH)
+    return parse_object(decode(data, name, path=path), name, path=path, max_depth=MAX_DEPTH)
 
 
 def read_key(

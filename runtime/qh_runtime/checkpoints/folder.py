@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qh_runtime.checkpoints.files import read_small_file, resolve_file
 from qh_runtime.checkpoints.reader import TensorInfo, TensorSource, missing_tensor
 from qh_runtime.checkpoints.safetensors import SafetensorsFile
-from qh_runtime.checkpoints.strict_json import parse_object, quoted
+from qh_runtime.checkpoints.strict_json import decode, parse_object, quoted
 from qh_runtime.errors import CheckpointError
 
 __all__ = ["ShardedTensors", "open_checkpoint"]
@@ -21,6 +21,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_INDEX_BYTES = 32 << 20
 MAX_SHARDS = 1024
+MAX_INDEX_ITEMS = 1 << 18
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
 # Containers that run code when they are loaded, and containers that are not read.
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -124,7 +125,10 @@ class ShardedTensors:
     def _read_index(self, folder: Path) -> dict[str, str]:
         """Tensor name -> shard file name, checked."""
         data = read_small_file(resolve_file(folder, INDEX), MAX_INDEX_BYTES)
-        index = parse_object(data, INDEX, path=self._index, max_depth=3)
+        if data.count(b",") + data.count(b"{") + data.count(b"[") > MAX_INDEX_ITEMS:
+            self._fail("index items", f"more than {MAX_INDEX_ITEMS} items")
+        text = decode(data, INDEX, path=self._index)
+        index = parse_object(text, INDEX, path=self._index, max_depth=3)
         weight_map = index.get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             self._fail("weight_map", "weight_map: expected an object of tensor and file names")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from qh_runtime.checkpoints.files import open_regular
 from qh_runtime.checkpoints.reader import DTYPES, TensorInfo, missing_tensor
-from qh_runtime.checkpoints.strict_json import parse_object, quoted
+from qh_runtime.checkpoints.strict_json import decode, is_text, parse_object, quoted
 from qh_runtime.errors import CheckpointError, TruncatedCheckpointError, UnsupportedTensorError
 
 __all__ = ["SafetensorsFile"]
@@ -32,9 +33,12 @@ MAX_TENSORS = 65_536
 MAX_NAME_BYTES = 512
 MAX_DIMENSIONS = 8
 MAX_DIMENSION = 1 << 40
-# Commas, brackets and braces in a header; bounds what parsing it allocates to some 100 MB. A full
-# header of MAX_TENSORS matrices has about half as many.
+# Commas, brackets and braces in a header, and braces alone: bounds what parsing it allocates. A
+# full header of MAX_TENSORS matrices has about half as many.
 MAX_SEPARATORS = 1 << 20
+MAX_BRACES = 2 * MAX_TENSORS
+# A name or a metadata value of a megabyte is no name and no metadata.
+_LONG_STRING = re.compile(rb'"[^"]{1048576}')
 _HINT = "download the file again"
 
 
@@ -135,12 +139,17 @@ class SafetensorsFile:
             self._truncated(8 + length, 8 + len(raw))
         if raw[:1] != b"{":
             self._fail("header start", f"header: expected '{{' first, found {quoted(raw[:1])}")
-        separators = sum(raw.count(character) for character in (b",", b"[", b"{"))
-        if separators > MAX_SEPARATORS:
+        braces = raw.count(b"{")
+        if braces > MAX_BRACES or braces + raw.count(b",") + raw.count(b"[") > MAX_SEPARATORS:
             self._fail("header items", f"header: more than {MAX_SEPARATORS} items")
+        if _LONG_STRING.search(raw):
+            self._fail("header items", "header: more than 1048576 bytes without a quotation mark")
         self._header_digest = hashlib.blake2b(raw, digest_size=20).digest()
         where = f"{quoted(self._path.name)}: header"
-        return parse_object(raw, where, path=self._path, max_depth=3), 8 + length
+        text = decode(raw, where, path=self._path)
+        # Not kept while its parsed form grows.
+        del raw
+        return parse_object(text, where, path=self._path, max_depth=None), 8 + length
 
     def _check(
         self, header: dict[str, Any], data_start: int, data_bytes: int
@@ -148,7 +157,8 @@ class SafetensorsFile:
         """Infos and offsets of all tensors, once they cover the data exactly."""
         metadata = header.get("__metadata__", {})
         if not isinstance(metadata, dict) or not all(
-            isinstance(value, str) for value in metadata.values()
+            isinstance(value, str) and is_text(key) and is_text(value)
+            for key, value in metadata.items()
         ):
             self._fail("metadata", "__metadata__: expected an object of strings")
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
@@ -177,11 +187,17 @@ class SafetensorsFile:
 
     def _tensor(self, name: str, entry: object) -> tuple[TensorInfo, int]:
         """The checked info and begin offset of one header entry."""
-        if not name or len(name.encode()) > MAX_NAME_BYTES or not name.isprintable():
+        if (
+            not 1 <= len(name) <= MAX_NAME_BYTES
+            or len(name.encode()) > MAX_NAME_BYTES
+            or not name.isprintable()
+            or any(part in name for part in ("/", "\\", ".."))
+        ):
             self._fail(
                 "name",
-                f"tensor name {quoted(name)}: expected 1..{MAX_NAME_BYTES} printable bytes",
-                tensor=name,
+                f"tensor name {quoted(name)}: expected 1..{MAX_NAME_BYTES} printable bytes, "
+                "and nothing like a path",
+                tensor=quoted(name),
             )
         where = f"tensor {quoted(name)}"
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:

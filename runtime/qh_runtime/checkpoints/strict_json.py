@@ -8,33 +8,55 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import reprlib
 from pathlib import Path
 from typing import Any, NoReturn
 
 from qh_runtime.errors import CheckpointError
 
-__all__ = ["parse_object", "quoted"]
+__all__ = ["decode", "is_text", "parse_object", "quoted"]
 
 _MAX_QUOTED = 120
 # Digits of an integer; more than any size in bytes needs, less than Python's own limit.
 _MAX_DIGITS = 40
+# The parser would copy a longer one before any hook could object.
+_LONG_NUMBER = re.compile(r"(?<![0-9.eE+-])[0-9.eE+-]{4096}")
 
 
 def quoted(value: object) -> str:
     """A short, quoted, ASCII form of a hostile value: no control or direction characters."""
-    text = ascii(value) if isinstance(value, str) else ascii(reprlib.repr(value))[1:-1]
+    if isinstance(value, str):
+        # Cut first: the value may be as large as the file.
+        text = ascii(value[:_MAX_QUOTED])
+    else:
+        text = ascii(reprlib.repr(value))[1:-1]
     return text if len(text) <= _MAX_QUOTED else f"{text[: _MAX_QUOTED - 4]}...{text[-1]}"
 
 
-def parse_object(data: bytes, where: str, *, path: Path, max_depth: int) -> dict[str, Any]:
-    """Return the JSON object in data.
+def decode(data: bytes, where: str, *, path: Path) -> str:
+    """Return UTF-8 bytes as text. Raises CheckpointError. Facts: path, rule."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(
+            f"{where}: byte {error.start} is not UTF-8",
+            hint="download the file again",
+            path=str(path),
+            rule="encoding",
+        ) from error
+    return text
+
+
+def parse_object(text: str, where: str, *, path: Path, max_depth: int | None) -> dict[str, Any]:
+    """Return the JSON object in a text.
 
     Args:
-        data: UTF-8 without a byte order mark.
+        text: without a byte order mark.
         where: how errors call it, such as "config.json".
         path: the file, a fact of the errors.
-        max_depth: objects and lists inside each other.
+        max_depth: objects and lists inside each other; None where the caller looks at every value
+            itself, depth and broken surrogate pairs included.
 
     Raises:
         CheckpointError: the rule that is broken, with the key or the place. Facts: path, rule.
@@ -69,12 +91,10 @@ def parse_object(data: bytes, where: str, *, path: Path, max_depth: int) -> dict
             fail("number", f"number {quoted(text)} is not finite")
         return value
 
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        fail("encoding", f"byte {error.start} is not UTF-8")
     if text.startswith("\ufeff"):
         fail("encoding", "starts with a byte order mark")
+    if _LONG_NUMBER.search(text):
+        fail("number", "a number of thousands of digits")
     try:
         parsed = json.loads(
             text,
@@ -86,10 +106,10 @@ def parse_object(data: bytes, where: str, *, path: Path, max_depth: int) -> dict
     except json.JSONDecodeError as error:
         fail("syntax", f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}")
     except RecursionError:
-        fail("depth", f"nested deeper than {max_depth}")
+        fail("depth", f"nested deeper than {max_depth or 'any file of this kind'}")
     if not isinstance(parsed, dict):
         fail("object", f"expected an object, found {type(parsed).__name__}")
-    problem = _walk(parsed, max_depth)
+    problem = None if max_depth is None else _walk(parsed, max_depth)
     if problem is not None:
         fail(*problem)
     return parsed
@@ -101,13 +121,13 @@ def _walk(root: dict[str, Any], max_depth: int) -> tuple[str, str] | None:
     while stack:
         value, depth = stack.pop()
         if isinstance(value, str):
-            if not _is_text(value):
+            if not is_text(value):
                 return "encoding", f"string {quoted(value)} holds half of a surrogate pair"
         elif isinstance(value, dict):
             if depth > max_depth:
                 return "depth", f"nested deeper than {max_depth}"
             for key in value:
-                if not _is_text(key):
+                if not is_text(key):
                     return "encoding", f"key {quoted(key)} holds half of a surrogate pair"
             stack.extend((item, depth + 1) for item in value.values())
         elif isinstance(value, list):
@@ -117,7 +137,8 @@ def _walk(root: dict[str, Any], max_depth: int) -> tuple[str, str] | None:
     return None
 
 
-def _is_text(value: str) -> bool:
+def is_text(value: str) -> bool:
+    """Whether a string is Unicode text: no half of a surrogate pair."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
