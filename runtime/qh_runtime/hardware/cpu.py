@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
+from qh_kernels import isa
 from qh_runtime.hardware.cgroup import read_cpu_quota
 from qh_runtime.hardware.facts import Fact, parse_cpu_list, read_int, read_text
 
@@ -116,12 +117,12 @@ def usable_threads(
 
 
 def native_isas() -> Fact[tuple[str, ...]]:
-    """Return what the native module detects, or no value and the reason."""
+    """Return what the native module detects, best first, or no value and the reason."""
     try:
-        from qh_kernels import isa
+        names = isa.available()
     except ImportError as error:
-        return Fact(None, f"native module not built: {error}")
-    return Fact(tuple(isa.available()), "qh_kernels.isa: CPUID and operating-system state")
+        return Fact(None, f"the native module is not built ({type(error).__name__})")
+    return Fact(tuple(reversed(names)), "CPUID and operating-system state, by qh_kernels")
 
 
 def _affinity(given: frozenset[int] | None) -> Fact[tuple[int, ...]]:

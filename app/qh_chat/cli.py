@@ -1,0 +1,133 @@
+"""The command line: parses, dispatches, and turns every outcome into an exit code.
+
+0 done, 1 a bug (traceback in the log), 2 wrong usage, 3 refused with a reason (`QhError`), 130
+interrupted, 141 the reader of our output went away. Importing this module loads neither NumPy nor
+Textual; each command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from qh_chat import __version__
+from qh_chat.commands import COMMANDS
+from qh_chat.commands.context import Context
+from qh_chat.inert import inert
+from qh_chat.logs import set_up_logging
+from qh_chat.paths import Paths, app_paths
+from qh_kernels.errors import QhError
+
+__all__ = ["build_parser", "main"]
+
+EXIT_BUG = 1
+EXIT_USAGE = 2
+EXIT_REFUSED = 3
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+log = logging.getLogger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of every command."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument(
+        "--offline",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="refuse every network connection of this process",
+    )
+    parser = argparse.ArgumentParser(
+        prog="qh-chat",
+        description="Chat offline with the best model this machine can hold.",
+        epilog="Without a command, the app opens.",
+        parents=[shared],
+    )
+    parser.add_argument("--version", action="version", version=f"qh-chat {__version__}")
+    parser.set_defaults(offline=False, command="chat")
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(
+            name, help=command.summary, description=command.description, parents=[shared]
+        )
+        sub.set_defaults(command=name)
+        command.add_arguments(sub)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; argv None is sys.argv."""
+    parser = build_parser()
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as ended:
+        # argparse has printed help (0) or the usage error (2).
+        return _flushed(ended.code if isinstance(ended.code, int) else EXIT_USAGE)
+    paths = app_paths(os.environ)
+    try:
+        return _flushed(_run(args, paths, parser))
+    except BrokenPipeError:
+        return _broken_pipe()
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except QhError as error:
+        log.info("refused: %s: %s", type(error).__name__, error)
+        _say(f"qh-chat: {error}")
+        return EXIT_REFUSED
+    except Exception as error:
+        log.exception("bug in %s", args.command)
+        name = type(error).__name__
+        _say(f"qh-chat: a bug: {name}: {error}; please report it with the log {paths.places.log}")
+        return EXIT_BUG
+
+
+def _run(args: argparse.Namespace, paths: Paths, parser: argparse.ArgumentParser) -> int:
+    if args.offline:
+        from qh_chat.offline import go_offline
+
+        go_offline()
+    problem = set_up_logging(paths.places.log, os.environ)
+    if problem is not None:
+        _say(f"qh-chat: warning: {problem}")
+    log.info("qh-chat %s: %s", __version__, args.command)
+    command = COMMANDS.get(args.command) or COMMANDS["chat"]
+    context = Context(paths=paths, environment=dict(os.environ), usage_error=parser.error)
+    try:
+        return command.load()(args, context)
+    except SystemExit as ended:
+        # parser.error of a command that found its own arguments wrong.
+        return ended.code if isinstance(ended.code, int) else EXIT_USAGE
+
+
+def _flushed(code: int) -> int:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _broken_pipe()
+    return code
+
+
+def _broken_pipe() -> int:
+    """Stop quietly, as filters do; what is still buffered has no reader."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+    return EXIT_BROKEN_PIPE
+
+
+def _say(text: str) -> None:
+    """One line on stderr, safe for a terminal, whatever an error quoted."""
+    line = inert(text.replace("\n", " "))
+    try:
+        print(line.encode("utf-8", "replace").decode("utf-8"), file=sys.stderr, flush=True)
+    except (OSError, UnicodeEncodeError, ValueError):
+        # Nobody can be told: stderr is closed or takes no such text. The log has it.
+        log.debug("stderr is not writable")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

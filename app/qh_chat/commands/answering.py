@@ -1,0 +1,151 @@
+"""Loads a model and answers in a thread, so that ctrl+c is obeyed within a second at any point.
+
+The main thread only waits for events, which signals interrupt; native code, packing and the
+tokenizer run in the worker. An interrupted answer ends within one token. A load that does not end
+in time is left to the end of the process: what it writes becomes visible only when complete.
+"""
+
+from __future__ import annotations
+
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from qh_runtime.session.events import Done, Engine, Event
+
+if TYPE_CHECKING:
+    from qh_runtime.loader import LoadProgress
+    from qh_runtime.options import LoadOptions
+
+__all__ = ["AnswerEvent", "Interrupted", "LoadFunction", "answer_events"]
+
+AnswerEvent = "LoadProgress | EngineInfo | Event"
+LoadFunction = Callable[["str | None", "LoadOptions", "Callable[[LoadProgress], None]"], Engine]
+# An interrupted command is gone within a second; this leaves time to write what there is.
+_GRACE_S = 0.6
+# Signals that ask the command to end, with the exit code of each.
+_SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
+
+
+class Interrupted(Exception):
+    """A signal asked the command to end; everything that was generated has been yielded."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
+
+
+class _Abandoned(Exception):
+    """Raised inside the loader through its progress callback."""
+
+
+class _Worker:
+    """Runs load and answer in a thread and hands everything on through a queue."""
+
+    def __init__(
+        self,
+        load: Callable[[Callable[[LoadProgress], None]], Engine],
+        answer: Callable[[Engine], Iterator[Event]],
+    ) -> None:
+        self._load = load
+        self._answer = answer
+        self._stopping = threading.Event()
+        self._engine: Engine | None = None
+        self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.finished = object()
+        threading.Thread(target=self._run, name="qh-answer", daemon=True).start()
+
+    def stop(self) -> None:
+        """Ask for the end: an answer stops within one token, a load at its next progress."""
+        self._stopping.set()
+        engine = self._engine
+        if engine is not None:
+            engine.cancel()
+
+    def _run(self) -> None:
+        try:
+            engine = self._load(self._progress)
+            try:
+                self._engine = engine
+                if not self._stopping.is_set():
+                    self.events.put(engine.info)
+                    for event in self._answer(engine):
+                        self.events.put(event)
+                        if self._stopping.is_set():
+                            engine.cancel()
+            finally:
+                engine.close()
+        except _Abandoned:
+            pass
+        except BaseException as error:  # noqa: BLE001 - handed to the main thread, which raises it
+            self.events.put(error)
+        self.events.put(self.finished)
+
+    def _progress(self, progress: LoadProgress) -> None:
+        if self._stopping.is_set():
+            raise _Abandoned
+        self.events.put(progress)
+
+
+def answer_events(
+    load: Callable[[Callable[[LoadProgress], None]], Engine],
+    answer: Callable[[Engine], Iterator[Event]],
+) -> Iterator[Any]:
+    """Yield the load's progress, the EngineInfo, then the answer's events.
+
+    Must be called in the main thread, whose signal handlers it replaces while it runs.
+
+    Raises:
+        Interrupted: SIGINT, SIGTERM or SIGHUP came; an answer's last events were yielded first.
+        QhError: from load or answer.
+    """
+    received: list[int] = []
+    worker: _Worker | None = None
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        received.append(_SIGNALS[signal.Signals(number).name])
+        if worker is not None:
+            worker.stop()
+
+    numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+    # A shell that starts a command in the background, and nohup, have signals ignored: keep that.
+    numbers = [x for x in numbers if signal.getsignal(x) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, on_signal) for number in numbers}
+    try:
+        worker = _Worker(load, answer)
+        yield from _until_finished(worker, received)
+    finally:
+        worker = None
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _until_finished(worker: _Worker, received: list[int]) -> Iterator[Any]:
+    deadline: float | None = None
+    while True:
+        if received and deadline is None:
+            deadline = time.monotonic() + _GRACE_S
+            # The signal may have come before the worker was known to its handler.
+            worker.stop()
+        wait_s = 0.1 if deadline is None else deadline - time.monotonic()
+        if wait_s <= 0:
+            raise Interrupted(received[0])
+        try:
+            event = worker.events.get(timeout=wait_s)
+        except queue.Empty:
+            continue
+        if event is worker.finished:
+            if received:
+                raise Interrupted(received[0])
+            return
+        if isinstance(event, BaseException):
+            if received:
+                raise Interrupted(received[0]) from event
+            raise event
+        yield event
+        if isinstance(event, Done) and event.reason == "cancelled" and received:
+            raise Interrupted(received[0])

@@ -1,0 +1,127 @@
+"""The options of every command. Prose, ranges and defaults come from the settings' own fields."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from qh_chat.settings import SettingsError, SettingSpec, parse_value, specs
+
+__all__ = ["OVERRIDES", "add_bench", "add_chat", "add_json", "add_run"]
+
+# Option -> the setting it stands in for, in the order of --help.
+OVERRIDES = {
+    "temp": "sampling.temperature",
+    "top-p": "sampling.top_p",
+    "top-k": "sampling.top_k",
+    "min-p": "sampling.min_p",
+    "max-tokens": "sampling.max_tokens",
+    "seed": "sampling.seed",
+    "repetition-penalty": "sampling.repetition_penalty",
+    "presence-penalty": "sampling.presence_penalty",
+    "frequency-penalty": "sampling.frequency_penalty",
+    "penalty-window": "sampling.penalty_window",
+    "system": "chat.system_prompt",
+    "context-policy": "chat.context_policy",
+    "threads": "models.threads",
+    "context": "models.context_length",
+    "pack": "models.pack",
+}
+_METAVARS = {"system": "TEXT", "pack": "FORMAT", "context": "TOKENS", "max-tokens": "N"}
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """The one option of commands that only report."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def add_chat(parser: argparse.ArgumentParser) -> None:
+    """Options of `chat`."""
+    _add_model(parser)
+    _add_settings(parser, "threads", "context", "pack")
+    _add_load_switches(parser)
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Options of `run`."""
+    parser.add_argument(
+        "prompt",
+        nargs="?",
+        metavar="PROMPT",
+        help="what to answer; none or - reads standard input",
+    )
+    _add_model(parser)
+    parser.add_argument("--json", action="store_true", help="print events, one JSON object a line")
+    parser.add_argument("--raw", action="store_true", help="continue the text, no chat template")
+    _add_settings(parser, *OVERRIDES)
+    parser.add_argument(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help="a text that ends the answer and is left out of it; may be repeated",
+    )
+    _add_load_switches(parser)
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    """Options of `bench`."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--quick", action="store_true", help="shorter runs; ends within 50 s")
+    parser.add_argument(
+        "--shape", metavar="NAME", help="only this one: builtin, bitnet-2b-4t or llama-3.2-1b"
+    )
+    _add_settings(parser, "threads")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-m", "--model", metavar="MODEL", help="name, or folder in Hugging Face layout"
+    )
+
+
+def _add_load_switches(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--exact", action="store_true", help=specs()["models.exact"].prose.rstrip(".").lower()
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="load although the plan says that it does not fit"
+    )
+
+
+def _add_settings(parser: argparse.ArgumentParser, *options: str) -> None:
+    for option in options:
+        spec = specs()[OVERRIDES[option]]
+        extra: dict[str, Any] = {"choices": spec.choices} if spec.choices else {}
+        if not spec.choices:
+            extra["metavar"] = _METAVARS.get(option, "N")
+        parser.add_argument(
+            f"--{option}",
+            dest=option.replace("-", "_"),
+            type=_reader(spec),
+            help=_help(spec),
+            **extra,
+        )
+
+
+def _help(spec: SettingSpec) -> str:
+    prose = spec.prose.rstrip(".")
+    details = [x for x in (spec.range_text, _default(spec)) if x]
+    # argparse formats help with %.
+    return f"{prose} ({'; '.join(details)})".replace("%", "%%") if details else prose
+
+
+def _default(spec: SettingSpec) -> str:
+    return "" if spec.default in (None, "", ()) else f"default {spec.default}"
+
+
+def _reader(spec: SettingSpec) -> Callable[[str], object]:
+    """A type for argparse: the value in range, or a usage error in the setting's own words."""
+
+    def read(text: str) -> object:
+        try:
+            return parse_value(spec, text)
+        except SettingsError as error:
+            raise argparse.ArgumentTypeError(error.message) from None
+
+    return read

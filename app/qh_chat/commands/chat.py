@@ -1,0 +1,81 @@
+"""`qh-chat`: opens the app. The only command that loads Textual."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+
+from qh_chat.app import QhChatApp
+from qh_chat.commands.context import Context
+from qh_chat.engine import LoadStep, ModelChoice
+from qh_chat.loading import Models
+from qh_runtime.loader import LoadProgress
+from qh_runtime.options import LoadOptions
+from qh_runtime.session.events import Engine
+
+__all__ = ["StoreModels", "run"]
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreModels:
+    """The `ModelSource` of the app over this user's models.
+
+    Attributes:
+        force: load although the plan says that a model does not fit.
+    """
+
+    models: Models
+    force: bool = False
+
+    @property
+    def default(self) -> str:
+        """Name of the built-in model."""
+        return self.models.store().default_name()
+
+    def list(self) -> Sequence[ModelChoice]:
+        """Every model that can be named."""
+        return [
+            ModelChoice(
+                name=x.name,
+                where="built in" if x.origin == "built-in" else str(x.folder),
+                model_type=x.model_type,
+                format=x.format,
+                file_bytes=x.file_bytes,
+                problem=x.problem,
+            )
+            for x in self.models.store().list()
+        ]
+
+    def load(
+        self, name: str, options: LoadOptions, on_progress: Callable[[LoadStep], None]
+    ) -> Engine:
+        """Load one; whatever on_progress raises comes out of here."""
+
+        def step(progress: LoadProgress) -> None:
+            on_progress(LoadStep(progress.stage, progress.done_bytes, progress.total_bytes))
+
+        chosen = dataclasses.replace(options, force=options.force or self.force)
+        return self.models.load(name, chosen, step)
+
+
+def run(args: argparse.Namespace, context: Context) -> int:
+    """Open the app; return its exit code."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        context.usage_error("the app needs a terminal; use `qh-chat run` in pipes and scripts")
+    overrides = {
+        "models.threads": getattr(args, "threads", None),
+        "models.context_length": getattr(args, "context", None),
+        "models.pack": getattr(args, "pack", None),
+        "models.exact": True if getattr(args, "exact", False) else None,
+    }
+    settings = context.settings(overrides)
+    app = QhChatApp(
+        settings,
+        context.paths.places,
+        StoreModels(context.models(settings), getattr(args, "force", False)),
+        model=getattr(args, "model", None),
+    )
+    code = app.run()
+    return code or app.return_code or 0

@@ -1,0 +1,133 @@
+"""`qh-chat run`: one answer on standard output, everything else on standard error.
+
+Text goes to a terminal without control characters (`inert`), to a pipe exactly as generated, UTF-8;
+an answer that does not end with a newline is given one. With --json each event is one object a
+line, flushed at once. An interrupted answer keeps what was generated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from typing import Any
+
+from qh_chat.commands.answering import Interrupted, LoadFunction, answer_events
+from qh_chat.commands.arguments import OVERRIDES
+from qh_chat.commands.context import Context
+from qh_chat.commands.output import JsonOutput, Output, TextOutput
+from qh_runtime.errors import FormatError, QhError, SessionError
+from qh_runtime.session.events import Message
+
+__all__ = ["run"]
+
+# What a person can mean to type or pipe; a longer text is a file given by mistake.
+_MAX_PROMPT_BYTES = 4 << 20
+
+
+def run(args: argparse.Namespace, context: Context, load: LoadFunction | None = None) -> int:
+    """Answer the prompt; return the exit code.
+
+    Args:
+        load: makes the engine, in place of the store's loader: (name, options, on_progress).
+    """
+    settings = context.settings(_overrides(args))
+    params = settings.sampling_params()
+    if args.stop:
+        params = dataclasses.replace(params, stop=tuple(args.stop))
+    options = dataclasses.replace(settings.load_options(), force=args.force)
+    if options.pack is not None:
+        _check_format(options.pack, context)
+    prompt = _prompt(args.prompt, context, keep_newline=args.raw)
+    messages = [Message("user", prompt)]
+    if settings.chat.system_prompt and not args.raw:
+        messages.insert(0, Message("system", settings.chat.system_prompt))
+    name = args.model or settings.models.model
+    _check_name(name, context)
+    loader = load or context.models(settings).load
+
+    output: Output = JsonOutput() if args.json else TextOutput(context.environment)
+    try:
+        engine_events = answer_events(
+            lambda progress: loader(name, options, progress),
+            lambda engine: (
+                engine.complete(prompt, params) if args.raw else engine.generate(messages, params)
+            ),
+        )
+        for event in engine_events:
+            output.show(event)
+        output.end()
+    except Interrupted as interrupted:
+        output.end()
+        return interrupted.exit_code
+    except QhError as error:
+        output.fail(error)
+        raise
+    return 0
+
+
+def _overrides(args: argparse.Namespace) -> dict[str, Any]:
+    given = {key: getattr(args, option.replace("-", "_")) for option, key in OVERRIDES.items()}
+    return {**given, "models.exact": True if args.exact else None}
+
+
+def _check_format(name: str, context: Context) -> None:
+    """A wrong --pack is a usage error, before anything is read."""
+    from qh_runtime.formats import base
+
+    try:
+        base.get(name)
+    except FormatError as error:
+        context.usage_error(f"argument --pack: {error.message}")
+
+
+def _check_name(name: str | None, context: Context) -> None:
+    if name is not None and not _is_text(name):
+        context.usage_error("argument -m: expected text, found bytes that are not UTF-8")
+
+
+def _prompt(given: str | None, context: Context, *, keep_newline: bool) -> str:
+    """The prompt of the command line or of standard input, checked."""
+    if given is None or given == "-":
+        text = _read_stdin(context)
+        source = "standard input"
+    else:
+        text = given
+        source = "PROMPT"
+    if not _is_text(text):
+        context.usage_error(f"{source}: expected text, found bytes that are not UTF-8")
+    if not keep_newline:
+        text = text.removesuffix("\n")
+    if not text.strip():
+        context.usage_error(f"{source}: expected a prompt, found an empty text")
+    if len(text.encode()) > _MAX_PROMPT_BYTES:
+        raise SessionError(
+            f"prompt: expected at most {_MAX_PROMPT_BYTES >> 20} MiB, found more",
+            hint="shorten it",
+            expected=_MAX_PROMPT_BYTES,
+        )
+    return text
+
+
+def _read_stdin(context: Context) -> str:
+    if sys.stdin is None:
+        context.usage_error("no PROMPT given, and standard input is closed")
+    if sys.stdin.isatty():
+        print("Type your prompt, then ctrl+d.", file=sys.stderr, flush=True)
+    data = sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 2)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if len(data) > _MAX_PROMPT_BYTES and error.start > len(data) - 4:
+            # Cut in the middle of a character; the length is refused by the caller.
+            return data[: error.start].decode("utf-8")
+        context.usage_error(f"standard input: expected UTF-8, found another byte at {error.start}")
+
+
+def _is_text(text: str) -> bool:
+    """False for the lone surrogates that undecodable arguments become."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

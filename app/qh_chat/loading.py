@@ -1,0 +1,78 @@
+"""Names to loaded models: the store of this user, joined with the runtime's loader."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qh_chat.paths import Paths
+from qh_runtime.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from qh_runtime.hardware.profile import HardwareProfile
+    from qh_runtime.loader import LoadProgress
+    from qh_runtime.options import LoadOptions
+    from qh_runtime.session.events import Engine
+    from qh_runtime.store.store import ModelEntry, ModelStore
+
+__all__ = ["Models", "OnProgress"]
+
+log = logging.getLogger(__name__)
+
+OnProgress = Callable[["LoadProgress"], None]
+
+
+@dataclass(frozen=True)
+class Models:
+    """Every model this user can name, and how to load one.
+
+    Attributes:
+        folders: searched for models after the store's own folder.
+    """
+
+    paths: Paths
+    folders: Sequence[str] = ()
+
+    def store(self) -> ModelStore:
+        """Return the store over the built-in models, the store folder and the searched ones."""
+        from qh_runtime.store.store import ModelStore
+
+        searched = (Path(x).expanduser() for x in self.folders)
+        return ModelStore(self.paths.builtin_dir, (self.paths.models_dir, *searched))
+
+    def profile(self) -> HardwareProfile:
+        """Return what this machine is now."""
+        from qh_runtime.hardware.profile import probe
+
+        return probe(self.paths.packed_dir)
+
+    def entry(self, name: str | None) -> ModelEntry:
+        """Return the model of a name or folder; None is the built-in one.
+
+        Raises:
+            ModelNotFoundError: there is none.
+            CheckpointError: it is there and broken.
+        """
+        store = self.store()
+        entry = store.resolve(name or store.default_name())
+        if entry.problem is not None:
+            raise CheckpointError(
+                f"model {entry.name}: {entry.problem}", path=str(entry.folder), model=entry.name
+            )
+        return entry
+
+    def load(self, name: str | None, options: LoadOptions, on_progress: OnProgress) -> Engine:
+        """Load a model; whatever on_progress raises comes out of here.
+
+        Raises:
+            QhError: it is not there, is broken, or does not fit.
+        """
+        from qh_runtime.loader import load_model
+
+        entry = self.entry(name)
+        engine = load_model(entry, options, self.profile(), self.paths.packed_dir, on_progress)
+        log.info("loaded %s: %s, options %s", entry.name, engine.info, options)
+        return engine
