@@ -101,6 +101,7 @@ class EngineInfo:
         name: model name as the person knows it. format: e.g. "ternary", "int4_g32", "bf16".
         device: "CPU" or a GPU name. isa: instruction set that runs, e.g. "avx512vnni".
         planned_bytes: total of the plan the model was loaded from.
+        notes: what the person should know about this load, one sentence each.
     """
 
     name: str
@@ -112,6 +113,7 @@ class EngineInfo:
     threads: int
     context_length: int
     planned_bytes: int
+    notes: tuple[str, ...] = ()
 
 
 class Engine(Protocol):

@@ -1,0 +1,189 @@
+"""From a named model to a live session: config, plan, weights, decoder, tokenizer, in this order.
+
+Nothing large is opened before the plan says that it fits, and the decoder is made with the plan's
+numbers, so what was shown is what is allocated.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from qh_runtime.architectures import DecoderSpec, decoder_shape, spec_from_config
+from qh_runtime.checkpoints import TensorSource, open_checkpoint, read_config
+from qh_runtime.checkpoints.layouts import Layout, layout_for
+from qh_runtime.hardware.profile import HardwareProfile
+from qh_runtime.options import LoadOptions
+from qh_runtime.packing import MatrixPlan, load_packed_model, plan_matrices
+from qh_runtime.planner.plan import Plan, WeightFormats, make_plan
+from qh_runtime.session.events import Engine, EngineInfo
+from qh_runtime.store.entry import ModelEntry
+
+__all__ = [
+    "LoadProgress",
+    "LoadStage",
+    "OnLoadProgress",
+    "PlannedModel",
+    "load_model",
+    "plan_model",
+]
+
+_log = logging.getLogger(__name__)
+
+LoadStage = Literal["plan", "pack", "decoder", "tokenizer", "ready"]
+
+
+@dataclass(frozen=True)
+class LoadProgress:
+    """How far loading is. Bytes count within the stage and are 0 where a stage is instant."""
+
+    stage: LoadStage
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+
+# Whatever it raises stops the load and comes out of load_model; nothing half-made stays on disk.
+OnLoadProgress = Callable[[LoadProgress], None]
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """A model whose files were checked and whose memory was added up, with no weights read."""
+
+    spec: DecoderSpec
+    source: TensorSource
+    layout: Layout
+    matrices: tuple[MatrixPlan, ...]
+    plan: Plan
+
+    @property
+    def format(self) -> str:
+        """The weight format that most bytes of the linear layers are in."""
+        tables = (self.spec.embedding, self.spec.head.name)
+        sizes: Counter[str] = Counter()
+        for matrix in self.matrices:
+            if matrix.name not in tables:
+                sizes[matrix.format] += matrix.nbytes
+        return sizes.most_common(1)[0][0]
+
+
+def plan_model(entry: ModelEntry, options: LoadOptions, profile: HardwareProfile) -> PlannedModel:
+    """Return what loading this model would take; reads config and tensor headers only.
+
+    A plan that does not fit is returned, not refused.
+
+    Raises:
+        CheckpointError: the files break a rule or the model is not supported.
+        PlanError: the options cannot be met by any memory.
+    """
+    config = read_config(entry.folder).model
+    spec = spec_from_config(config)
+    layout = layout_for(config)
+    source = open_checkpoint(entry.folder)
+    matrices = plan_matrices(spec, source, layout, options.pack)
+    plan = make_plan(spec, _weight_formats(spec, matrices), profile, options)
+    return PlannedModel(spec, source, layout, matrices, plan)
+
+
+def load_model(
+    entry: ModelEntry,
+    options: LoadOptions,
+    profile: HardwareProfile,
+    cache_dir: Path,
+    on_progress: OnLoadProgress | None = None,
+) -> Engine:
+    """Return a session over this model.
+
+    Args:
+        cache_dir: where packed weights are kept and mapped from the next time.
+        on_progress: called from this thread.
+
+    Raises:
+        DoesNotFitError: the plan needs more memory than there is and options.force is False.
+        QhError: from any of the steps; the message names the object and the next step.
+    """
+    # Here and not at the top: the native extension is loaded by the first model, not by the app.
+    from qh_kernels.decoder import Decoder
+    from qh_runtime.session.session import NativeSession
+    from qh_runtime.tokenizers.chat_template import load_chat_template
+    from qh_runtime.tokenizers.from_hf import load_tokenizer
+
+    def report(stage: LoadStage, done: int = 0, total: int = 0) -> None:
+        if on_progress is not None:
+            on_progress(LoadProgress(stage, done, total))
+
+    report("plan")
+    planned = plan_model(entry, options, profile)
+    plan, spec = planned.plan, planned.spec
+    if not options.force:
+        plan.require_fit()
+
+    report("tokenizer")
+    tokenizer = load_tokenizer(entry.folder)
+    template = load_chat_template(entry.folder, tokenizer)
+
+    total = sum(x.nbytes for x in planned.matrices if x.repacked)
+    report("pack", 0, total)
+    packed = load_packed_model(
+        spec,
+        planned.source,
+        planned.layout,
+        pack=options.pack,
+        cache_folder=cache_dir,
+        memory_fallback=True,
+        progress=lambda done, of: report("pack", done, of),
+        threads=plan.threads,
+    )
+    assert packed is not None  # only a cancel function, which is not given, makes it None
+    notes = (f"packed weights are not kept: {packed.reason}",) if packed.reason else ()
+
+    report("decoder")
+    decoder = Decoder(
+        decoder_shape(spec),
+        packed.weights,
+        context_length=plan.context_length,
+        threads=plan.threads,
+        kv_type=plan.kv_type,
+        exact=options.exact,
+        batch_tokens=plan.batch_tokens,
+        isa=options.isa,
+    )
+    info = EngineInfo(
+        name=entry.name,
+        model_type=spec.model_type,
+        parameters=spec.parameters,
+        format=planned.format,
+        device="CPU",
+        isa=decoder.isa,
+        threads=decoder.threads,
+        context_length=decoder.context_length,
+        planned_bytes=plan.total_bytes,
+        notes=notes,
+    )
+    _log.info(
+        "%s: %s, weights %s (%d bytes mapped, %d in memory), plan %d bytes",
+        entry.name,
+        info,
+        packed.origin,
+        packed.mapped_bytes,
+        packed.heap_bytes,
+        plan.total_bytes,
+    )
+    report("ready")
+    return NativeSession(decoder, tokenizer, template, info)
+
+
+def _weight_formats(spec: DecoderSpec, matrices: Sequence[MatrixPlan]) -> WeightFormats:
+    """The planned matrices in the planner's words, each named, so none is guessed."""
+    by_name = {x.name: x.format for x in matrices}
+    embedding = by_name[spec.embedding]
+    return WeightFormats(
+        linear=by_name[spec.layers[0].q.name],
+        embedding=embedding,
+        head=embedding if spec.tied_head else by_name[spec.head.name],
+        overrides=by_name,
+    )
