@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import logging
 import signal
 import time
@@ -18,7 +19,7 @@ from textual.command import Provider
 from textual.message import Message
 from textual.screen import Screen
 
-from qh_chat.actions import Place, bindings_for
+from qh_chat.actions import Place, action_ids, bindings_for
 from qh_chat.engine import EngineThread, ModelChoice, ModelSource
 from qh_chat.history.store import HistoryStore
 from qh_chat.inert import inert
@@ -65,6 +66,8 @@ class QhChatApp(App[int]):
         *bindings_for("app"),
         Binding("ctrl+c", "interrupt", show=False, system=True),
     ]
+    # Textual does not read the style sheet of a default screen by itself.
+    CSS_PATH = "screens/chat.tcss"
     ENABLE_COMMAND_PALETTE = True
 
     def __init__(
@@ -130,11 +133,26 @@ class QhChatApp(App[int]):
                 inert(f"There is no theme {wanted!r}; qh-dark is used."), severity="warning",
                 markup=False,
             )  # fmt: skip
-        self.set_keymap(dict(self.settings.keys))
+        self._set_keys()
         self._catch_signals()
         self.load_model(self._start_model or self.settings.models.model or self._default_model())
         if self._measure_memory:
             self.set_interval(MEMORY_S, self._read_memory)
+
+    def _set_keys(self) -> None:
+        """Rebind what [keys] names; a name that is not there is told with its nearest."""
+        known = action_ids()
+        for name in self.settings.keys:
+            if name not in known:
+                near = difflib.get_close_matches(name, sorted(known), n=1)
+                meant = f" Did you mean {near[0]!r}?" if near else ""
+                self.notify(
+                    inert(f"[keys] of {self.places.settings}: no action is named {name!r}.{meant}"),
+                    severity="warning",
+                    markup=False,
+                    timeout=12,
+                )
+        self.set_keymap({k: v for k, v in self.settings.keys.items() if k in known})
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """Of Textual's own palette entries only the themes; the rest is in the action table."""

@@ -80,10 +80,14 @@ class SettingSpec:
             return ", ".join(self.choices)
         unit = f" {self.unit}" if self.unit else ""
         if self.low is not None and self.high is not None:
-            return f"{self.low:,g} to {self.high:,g}{unit}"
+            return f"{_number(self.low)} to {_number(self.high)}{unit}"
         if self.low is not None:
-            return f"at least {self.low:,g}{unit}"
+            return f"at least {_number(self.low)}{unit}"
         return self.unit
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if float(value).is_integer() else f"{value:g}"
 
 
 def _setting(
@@ -181,7 +185,6 @@ class LookSettings:
         "qh-dark", "Colours: qh-dark, qh-light, or any theme of the palette (ctrl+p)."
     )
     blink: bool = _setting(True, "The cursor blinks.")
-    mouse: bool = _setting(True, "The mouse works; off leaves it to the terminal.")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,21 @@ from textual.theme import Theme
 
 __all__ = ["DARK", "LIGHT"]
 
+
+def _variables(primary: str, bar: str, hover: str, behind: str) -> dict[str, str]:
+    return {
+        "footer-key-foreground": primary,
+        "block-cursor-text-style": "none",
+        "scrollbar": bar,
+        "scrollbar-hover": hover,
+        "scrollbar-active": primary,
+        "scrollbar-background": behind,
+        "scrollbar-background-hover": behind,
+        "scrollbar-background-active": behind,
+        "scrollbar-corner-color": behind,
+    }
+
+
 DARK = Theme(
     name="qh-dark",
     primary="#7aa2f7",
@@ -19,7 +34,7 @@ DARK = Theme(
     warning="#e0af68",
     error="#f7768e",
     dark=True,
-    variables={"footer-key-foreground": "#7aa2f7", "block-cursor-text-style": "none"},
+    variables=_variables("#7aa2f7", "#3a4052", "#565e77", "#1a1d26"),
 )
 
 LIGHT = Theme(
@@ -35,5 +50,5 @@ LIGHT = Theme(
     warning="#9a5b00",
     error="#b3261e",
     dark=False,
-    variables={"footer-key-foreground": "#2f5fc4", "block-cursor-text-style": "none"},
+    variables=_variables("#2f5fc4", "#c9c5b8", "#aaa698", "#f3f1ea"),
 )

@@ -151,7 +151,7 @@ class HistoryMarkers:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.owner = f"{os.getpid()}-{time.time_ns():x}"
-        self._lock = FileLock(folder / f"open-{self.owner}.lock", mode=0o600)
+        self._lock = FileLock(folder / f"history-{self.owner}.lock", mode=0o600)
 
     def enter(self) -> tuple[bool, frozenset[str]]:
         """Mark this process as running.
@@ -161,12 +161,12 @@ class HistoryMarkers:
         """
         alive: set[str] = {self.owner}
         unclean = False
-        for path in sorted(self._folder.glob("open-*.lock")):
+        for path in sorted(self._folder.glob("history-*.lock")):
             probe = FileLock(path, mode=0o600)
             try:
                 probe.acquire(timeout=0)
             except Timeout:
-                alive.add(path.stem.removeprefix("open-"))
+                alive.add(path.stem.removeprefix("history-"))
                 continue
             unclean = True
             probe.release()

@@ -57,7 +57,6 @@ Ask anything below; [b]enter[/] sends. Nothing leaves this machine.
 class ChatScreen(AnsweringScreen):
     """The screen that is always there."""
 
-    CSS_PATH = "chat.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings_for("chat")]
     AUTO_FOCUS = "#composer"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
-from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import DataTable, ProgressBar, Static
 
@@ -44,7 +44,7 @@ class ModelsScreen(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(id="models"):
-            yield DataTable[Content](id="table", cursor_type="row", zebra_stripes=False)
+            yield DataTable[Text](id="table", cursor_type="row", zebra_stripes=False)
             yield Static("", id="detail", markup=False)
             with Horizontal(id="loading"):
                 yield Static("", id="step", markup=False)
@@ -71,7 +71,7 @@ class ModelsScreen(ModalScreen[None]):
             self.show_failure(self.app.load_failure)
 
     @property
-    def _table(self) -> DataTable[Content]:
+    def _table(self) -> DataTable[Text]:
         return self.query_one("#table", DataTable)
 
     @work(thread=True, exclusive=True)
@@ -90,13 +90,13 @@ class ModelsScreen(ModalScreen[None]):
         info = self.app.engine_info
         for choice in choices:
             loaded = info is not None and choice.name == self.app.loaded_name
-            dim = "$foreground 50%" if choice.problem else ""
+            dim = "dim" if choice.problem else ""
             table.add_row(
-                Content("▸" if loaded else " "),
-                Content.styled(inert(choice.name), dim),
-                Content.styled(inert(choice.format) or "?", dim),
-                Content.styled(f"{size_text(choice.file_bytes):>8}", dim),
-                Content.styled(inert(choice.model_type), dim),
+                Text("▸" if loaded else " "),
+                Text(inert(choice.name), dim),
+                Text(inert(choice.format) or "?", dim),
+                Text(f"{size_text(choice.file_bytes):>8}", dim),
+                Text(inert(choice.model_type), dim),
             )
         for index, choice in enumerate(choices):
             if choice.name == self.app.loaded_name:

@@ -92,7 +92,9 @@ class ChatList(Vertical):
                 )
             options.append(Option(content, id=str(chat.id)))
         rows.set_options(options)
-        wanted = before if before is not None and self._has(options, before) else str(open_id)
+        # While a person is in the list their place is kept, else the open chat is marked.
+        keep = rows.has_focus and before is not None and self._has(options, before)
+        wanted = before if keep and before is not None else str(open_id)
         if self._has(options, wanted):
             rows.highlighted = rows.get_option_index(wanted)
         self.border_subtitle = f"{len(chats)}" if chats else "none yet"

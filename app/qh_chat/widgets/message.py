@@ -90,11 +90,11 @@ class MessageView(Vertical):
                     yield Static("", markup=False, classes="thinking")
                     yield Markdown(parser_factory=markdown_parser, open_links=False)
                     yield Static("", markup=False, classes="plain")
+                yield Static("", markup=False, classes="mark")
                 with Horizontal(classes="facts"):
                     yield _Step(-1)
                     yield Static("", markup=False, classes="which")
                     yield _Step(1)
-                    yield Static("", markup=False, classes="mark")
                     yield Static("", markup=False, classes="numbers")
 
     async def on_mount(self) -> None:
@@ -210,16 +210,12 @@ class MessageView(Vertical):
         elif not self._live:
             numbers.update("")
         facts = self.query_one(".facts")
-        facts.display = (
-            count > 1 or self._live or bool(self.record.reason) or self.record.stats is not None
-        )
+        facts.display = count > 1 or self._live or self.record.stats is not None
 
     def _mark(self, text: str) -> None:
         mark = self.query_one(".mark", Static)
         mark.display = bool(text)
         mark.update(inert(text))
-        if text:
-            self.query_one(".facts").display = True
 
 
 def _user_text(text: str) -> str:

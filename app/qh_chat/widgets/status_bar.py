@@ -52,26 +52,30 @@ def _bar(used: int, total: int, cells: int) -> str:
 
 
 def status_content(facts: Facts, width: int) -> Content:
-    """The line, at most `width` cells wide: less important parts go first, names are cut last."""
-    for level in range(5):
-        content = _assemble(facts, level)
+    """The line, at most `width` cells wide: less important words go first, names are cut last."""
+    for level in range(len(_CUTS) + 1):
+        content = _assemble(facts, frozenset(_CUTS[:level]))
         if content.cell_length <= width:
             return content
     return content.truncate(max(1, width), ellipsis=True)
 
 
-def _assemble(facts: Facts, level: int) -> Content:
-    parts = [_model(facts, level)]
-    context = _context(facts, level)
+# What is left out, or said in fewer cells, in this order.
+_CUTS = ("resident", "context", "planned", "first token", "bar", "device", "format", "memory")
+
+
+def _assemble(facts: Facts, cut: frozenset[str]) -> Content:
+    parts = [_model(facts, cut)]
+    context = _context(facts, cut)
     if context is not None:
         parts.append(context)
     if facts.tokens_per_s is not None:
         speed = rate_text(facts.tokens_per_s)
-        if facts.first_token_s is not None and level < 1:
+        if facts.first_token_s is not None and "first token" not in cut:
             speed += f" · first token {seconds_text(facts.first_token_s)}"
         parts.append(Content(speed))
-    if facts.info is not None and level < 4:
-        parts.append(_memory(facts, level))
+    if facts.info is not None and "memory" not in cut:
+        parts.append(_memory(facts, cut))
     if facts.history:
         parts.append(Content.styled(facts.history, "$text-warning"))
     if facts.offline:
@@ -79,42 +83,41 @@ def _assemble(facts: Facts, level: int) -> Content:
     return Content.styled(" │ ", "$foreground 40%").join(parts)
 
 
-def _model(facts: Facts, level: int) -> Content:
+def _model(facts: Facts, cut: frozenset[str]) -> Content:
     info = facts.info
     words: list[str] = []
     if info is not None:
         words = [inert(info.name)]
-        if level < 3:
-            words.append(info.format)
-        if level < 2:
-            words.append(info.device)
+        words += [info.format] if "format" not in cut else []
+        words += [info.device] if "device" not in cut else []
     elif not facts.loading:
         words = ["no model (f3)"] if facts.failed else ["no model"]
-    content = Content(" · ".join(word for word in words if word))
+    content = Content(" · ".join(inert(word) for word in words if word))
     if facts.loading:
         loading = Content.styled(inert(facts.loading), "$text-accent")
         content = Content.assemble(content, " → ", loading) if words else loading
     return content
 
 
-def _context(facts: Facts, level: int) -> Content | None:
+def _context(facts: Facts, cut: frozenset[str]) -> Content | None:
     if facts.info is None:
         return None
-    total, used = facts.info.context_length, facts.context_used
-    if used is None:
-        return Content(f"context {total:,}" if level < 1 else f"0/{total:,}")
+    total, used = facts.info.context_length, facts.context_used or 0
     share = used / total if total else 0.0
     style = "$text-error" if share >= 0.95 else "$text-warning" if share >= 0.8 else ""
-    text = f"context {used:,} / {total:,}" if level < 1 else f"{used:,}/{total:,}"
-    cells = 8 if level < 1 else 5 if level < 3 else 3
+    short = "context" in cut
+    text = f"{used:,}/{total:,}" if short else f"context {used:,} / {total:,}"
+    cells = 3 if "bar" in cut else 5 if short else 8
     return Content.styled(f"{text} {_bar(used, total, cells)}", style)
 
 
-def _memory(facts: Facts, level: int) -> Content:
+def _memory(facts: Facts, cut: frozenset[str]) -> Content:
     assert facts.info is not None
     planned = size_text(facts.info.planned_bytes)
-    if level >= 1 or facts.rss_bytes is None:
-        return Content(f"RAM {planned} planned" if level < 1 else f"{planned}")
+    if "planned" in cut:
+        return Content(planned)
+    if "resident" in cut or facts.rss_bytes is None:
+        return Content(f"RAM {planned} planned")
     return Content(f"RAM {size_text(facts.rss_bytes)} of {planned} planned")
 
 

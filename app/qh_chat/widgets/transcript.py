@@ -90,6 +90,7 @@ class Transcript(VerticalScroll, can_focus=True):
             for view in stale:
                 await view.remove()
             new = self._records[self._first + keep :]
+            self.set_class(not records, "-empty")
             if welcome is not None and not records:
                 await self.mount(welcome)
             if self._first:
@@ -99,7 +100,8 @@ class Transcript(VerticalScroll, can_focus=True):
             for view in mounted[:keep]:
                 view.set_alternatives(alternatives(view.record.id))
             await self._trim()
-        self.anchor()
+        # An anchored container sets its content at the bottom; the welcome stands in the middle.
+        self.anchor(bool(records))
 
     async def _trim(self) -> None:
         """Unmount the oldest messages of a transcript that grew by many turns."""
