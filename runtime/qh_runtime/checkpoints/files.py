@@ -40,7 +40,7 @@ def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
             path=str(path),
             reason=reason,
         ) from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):
             raise CheckpointError(
@@ -48,7 +48,8 @@ def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
                 hint="choose the folder of a checkpoint",
                 path=str(path),
             )
-        yield file, before.st_size
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            yield file, before.st_size
         after = os.fstat(descriptor)
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise CheckpointError(
@@ -56,6 +57,8 @@ def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
                 hint="wait until the download is complete",
                 path=str(path),
             )
+    finally:
+        os.close(descriptor)
 
 
 def resolve_file(folder: Path, name: str) -> Path:

@@ -189,8 +189,8 @@ class SafetensorsFile:
         """The checked info and begin offset of one header entry."""
         if (
             not 1 <= len(name) <= MAX_NAME_BYTES
+            or not name.isprintable()  # nor is half a surrogate pair, which has no bytes
             or len(name.encode()) > MAX_NAME_BYTES
-            or not name.isprintable()
             or any(part in name for part in ("/", "\\", ".."))
         ):
             self._fail(
