@@ -38,6 +38,7 @@ def scratch_bytes(
     spec: DecoderSpec, context_length: int, threads: int, batch_tokens: int = BATCH_TOKENS
 ) -> int:
     """Bytes of every buffer that a forward pass writes, with logits and rope tables."""
+    batch_tokens = min(batch_tokens, context_length)
     hidden = _round_up(spec.hidden_size, _PAD)
     q = _round_up(spec.num_attention_heads * spec.head_dim, _PAD)
     kv = _round_up(spec.num_key_value_heads * spec.head_dim, _PAD)

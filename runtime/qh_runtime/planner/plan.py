@@ -24,7 +24,7 @@ from qh_runtime.planner.memory_model import (
     scratch_bytes,
 )
 
-__all__ = ["Plan", "PlanItem", "WeightFormats", "make_plan"]
+__all__ = ["Plan", "PlanItem", "WeightFormats", "make_plan", "packed_formats"]
 
 # A context that nobody asked for leaves a quarter of the available memory to other programs and to
 # the file cache that the mapped weights live in, and takes at most an eighth for the KV cache.
@@ -196,6 +196,14 @@ def make_plan(
     return dataclasses.replace(plan, alternatives=_alternatives(spec, weights, plan, at))
 
 
+def packed_formats(weights: WeightFormats, name: str) -> WeightFormats:
+    """The formats after `--pack name`: linear layers in it, embedding and head in int8.
+
+    The same rule as `qh_runtime.packing.plan_matrices`, for a plan of what is not opened.
+    """
+    return dataclasses.replace(weights, linear=name, embedding="int8", head="int8", overrides={})
+
+
 def context_ladder(spec: DecoderSpec) -> tuple[int, ...]:
     """Context lengths to choose from, ascending: powers of two, one and a half of them, the most.
 
@@ -326,7 +334,7 @@ def _alternatives(
     available = plan.available_bytes or 0
     dense = weights.linear in ("f32", "f16", "bf16")
     for name in ("int8", "int4_g32") if dense else ():
-        packed = dataclasses.replace(weights, linear=name, overrides={})
+        packed = packed_formats(weights, name)
         saved = sum(x.bytes for x in _weight_items(spec, weights)) - sum(
             x.bytes for x in _weight_items(spec, packed)
         )
