@@ -1,0 +1,95 @@
+// int8.h: 8-bit weights with one float32 scale per row, int8 inputs with one scale per 32.
+//
+// Any byte is a valid code, -128 too. Input codes are in -127..127 (quantize_groups).
+#pragma once
+
+#include "families/packed.h"
+
+namespace qh {
+namespace {
+
+template <typename V, FormatId kFormat>
+struct Int8 {
+  using F32 = typename V::F32;
+  using I32 = typename V::I32;
+  static constexpr const FormatSpec& kSpec = spec_of(kFormat);
+  static constexpr int kGroupBlocks = static_cast<int>(kActivationGroup) / 4;
+
+  static constexpr int code(uint8_t byte, int) noexcept { return static_cast<int8_t>(byte); }
+
+  template <int T>
+  static QH_ALWAYS_INLINE void tile(const uint8_t* blocks, int64_t padded, const TokenBlock& in,
+                                    F32 (&results)[T]) noexcept {
+    const int64_t n_groups = padded / kActivationGroup;
+    F32 totals[T];
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) totals[t] = V::zero();
+    for (int64_t g = 0; g < n_groups; ++g) {
+      I32 sums[T];
+      group<T>(blocks + g * kGroupBlocks * 64, in, g, sums);
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) {
+        const F32 x_scale = V::set(in.scales[t * in.group_stride + g]);
+        totals[t] = V::add(totals[t], V::mul(x_scale, V::to_f32(sums[t])));
+      }
+    }
+    const F32 row_scales = V::load(reinterpret_cast<const float*>(blocks + padded * kTileRows));
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) results[t] = V::mul(totals[t], row_scales);
+  }
+
+  template <int T>
+  static QH_ALWAYS_INLINE void exact_tile(const uint8_t* blocks, int64_t padded,
+                                          const ExactBlock& in, F32 (&results)[T]) noexcept {
+    F32 sums[T][2];
+    clear<V, T>(sums);
+    for (int64_t b = 0; b < padded / 4; ++b) {
+      prefetch(blocks + b * 64);
+      add_exact<V, T>(sums, V::load_block(blocks + b * 64), in, 4 * b);
+    }
+    const F32 row_scales = V::load(reinterpret_cast<const float*>(blocks + padded * kTileRows));
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      results[t] = V::mul(V::add(sums[t][0], sums[t][1]), row_scales);
+    }
+  }
+
+ private:
+  // sums[t] = the exact products of one group of 32 columns.
+  template <int T>
+  static QH_ALWAYS_INLINE void group(const uint8_t* blocks, const TokenBlock& in, int64_t g,
+                                     I32 (&sums)[T]) noexcept {
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      if constexpr (V::kUnsignedDot) {
+        // code ^ 0x80 is code + 128 as an unsigned byte; start from what that adds too much.
+        sums[t] = V::set_i32(-128 * in.sums[t * in.group_stride + g]);
+      } else {
+        sums[t] = V::zero_i32();
+      }
+    }
+    const int8_t* inputs = in.codes + g * kActivationGroup;
+#pragma GCC unroll 8
+    for (int b = 0; b < kGroupBlocks; ++b) {
+      prefetch(blocks + b * 64);
+      const typename V::Block codes = V::load_block(blocks + b * 64);
+      if constexpr (V::kUnsignedDot) {
+        const typename V::Block shifted = V::xor_mask(codes, 0x80);
+#pragma GCC unroll 8
+        for (int t = 0; t < T; ++t) {
+          const typename V::Quad x = V::load_quad(inputs + t * in.code_stride + 4 * b);
+          sums[t] = V::dot_unsigned(sums[t], shifted, x);
+        }
+      } else {
+#pragma GCC unroll 8
+        for (int t = 0; t < T; ++t) {
+          const typename V::Quad x = V::load_quad(inputs + t * in.code_stride + 4 * b);
+          sums[t] = V::dot_signed(sums[t], codes, x);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace qh

@@ -1,0 +1,157 @@
+// avx512vnni.h: the vector vocabulary on AVX-512 (F, BW, VL, DQ) with VNNI.
+//
+// Every instruction set has a type with these names; families/ and ops/ are templates over it.
+//   F32     16 float32        I32     16 int32, one per row of a tile
+//   Block   64 bytes, byte 4r+t = row r, sub-column t        Quad   4 int8 inputs, for every row
+//   Narrow  sums of byte products that become I32 by widen; see kUnsignedDot
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "core/compiler.h"
+
+namespace qh {
+namespace {
+
+struct Simd {
+  using F32 = __m512;
+  using I32 = __m512i;
+  using Block = __m512i;
+  using Quad = __m512i;
+  using Narrow = __m512i;
+
+  // dot_unsigned adds products of any uint8 and any int8 exactly into int32.
+  static constexpr bool kUnsignedDot = true;
+  static constexpr int kTokens = 8;       // tokens that share one unpacked block
+  static constexpr int kExactTokens = 4;  // the same with float32 inputs
+  static constexpr int kDenseRows = 8;    // rows at a time, one token
+  static constexpr int kDenseBlock = 4;   // rows and tokens at a time, several tokens
+
+  // Blocks and integer products.
+  static QH_ALWAYS_INLINE Block load_block(const uint8_t* p) noexcept {
+    return _mm512_loadu_si512(p);
+  }
+  static QH_ALWAYS_INLINE Block and_mask(Block a, uint8_t mask) noexcept {
+    return _mm512_and_si512(a, _mm512_set1_epi8(static_cast<char>(mask)));
+  }
+  static QH_ALWAYS_INLINE Block xor_mask(Block a, uint8_t mask) noexcept {
+    return _mm512_xor_si512(a, _mm512_set1_epi8(static_cast<char>(mask)));
+  }
+  // Shifts 16-bit lanes; the caller masks away what crossed a byte.
+  template <int kBits>
+  static QH_ALWAYS_INLINE Block shift_right(Block a) noexcept {
+    return _mm512_srli_epi16(a, kBits);
+  }
+  // table[byte] for bytes 0..15.
+  static QH_ALWAYS_INLINE Block lookup(Block nibbles, const int8_t* table) noexcept {
+    const __m128i entries = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(entries), nibbles);
+  }
+  static QH_ALWAYS_INLINE Quad load_quad(const int8_t* p) noexcept {
+    int32_t four;
+    __builtin_memcpy(&four, p, sizeof four);
+    return _mm512_set1_epi32(four);
+  }
+  static QH_ALWAYS_INLINE I32 dot_unsigned(I32 acc, Block codes, Quad x) noexcept {
+    return _mm512_dpbusd_epi32(acc, codes, x);
+  }
+  static QH_ALWAYS_INLINE Narrow narrow_zero() noexcept { return _mm512_setzero_si512(); }
+  static QH_ALWAYS_INLINE Narrow narrow_dot(Narrow acc, Block codes, Quad x) noexcept {
+    return _mm512_dpbusd_epi32(acc, codes, x);
+  }
+  static QH_ALWAYS_INLINE I32 widen(Narrow acc) noexcept { return acc; }
+  // Sub-column t of every row, sign-extended.
+  template <int kByte>
+  static QH_ALWAYS_INLINE I32 byte_of(Block codes) noexcept {
+    return _mm512_srai_epi32(_mm512_slli_epi32(codes, 24 - 8 * kByte), 24);
+  }
+
+  static QH_ALWAYS_INLINE I32 zero_i32() noexcept { return _mm512_setzero_si512(); }
+  static QH_ALWAYS_INLINE I32 set_i32(int32_t a) noexcept { return _mm512_set1_epi32(a); }
+  static QH_ALWAYS_INLINE I32 add(I32 a, I32 b) noexcept { return _mm512_add_epi32(a, b); }
+  static QH_ALWAYS_INLINE I32 sub(I32 a, I32 b) noexcept { return _mm512_sub_epi32(a, b); }
+  static QH_ALWAYS_INLINE I32 max(I32 a, I32 b) noexcept { return _mm512_max_epi32(a, b); }
+  static QH_ALWAYS_INLINE I32 min(I32 a, I32 b) noexcept { return _mm512_min_epi32(a, b); }
+  template <int kBits>
+  static QH_ALWAYS_INLINE I32 shift_right_signed(I32 a) noexcept {
+    return _mm512_srai_epi32(a, kBits);
+  }
+  static QH_ALWAYS_INLINE int32_t reduce_add(I32 a) noexcept { return _mm512_reduce_add_epi32(a); }
+  static QH_ALWAYS_INLINE int32_t reduce_max(I32 a) noexcept { return _mm512_reduce_max_epi32(a); }
+  // The low bytes of 16 values in -128..127.
+  static QH_ALWAYS_INLINE void store_codes(int8_t* p, I32 a) noexcept {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
+  }
+
+  // float32.
+  static QH_ALWAYS_INLINE F32 zero() noexcept { return _mm512_setzero_ps(); }
+  static QH_ALWAYS_INLINE F32 set(float a) noexcept { return _mm512_set1_ps(a); }
+  static QH_ALWAYS_INLINE F32 load(const float* p) noexcept { return _mm512_loadu_ps(p); }
+  // The first n lanes, 0 <= n <= 16; zeros in the others; reads nothing else.
+  static QH_ALWAYS_INLINE F32 load_partial(const float* p, int n) noexcept {
+    return _mm512_maskz_loadu_ps(lanes(n), p);
+  }
+  static QH_ALWAYS_INLINE void store(float* p, F32 a) noexcept { _mm512_storeu_ps(p, a); }
+  static QH_ALWAYS_INLINE void store_partial(float* p, F32 a, int n) noexcept {
+    _mm512_mask_storeu_ps(p, lanes(n), a);
+  }
+  static QH_ALWAYS_INLINE F32 load_half(const uint16_t* p) noexcept {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static QH_ALWAYS_INLINE F32 load_half_partial(const uint16_t* p, int n) noexcept {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes(n), p));
+  }
+  static QH_ALWAYS_INLINE void store_half(uint16_t* p, F32 a) noexcept {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_half(a));
+  }
+  static QH_ALWAYS_INLINE void store_half_partial(uint16_t* p, F32 a, int n) noexcept {
+    _mm256_mask_storeu_epi16(p, lanes(n), to_half(a));
+  }
+  static QH_ALWAYS_INLINE F32 load_bf16(const uint16_t* p) noexcept {
+    return from_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static QH_ALWAYS_INLINE F32 load_bf16_partial(const uint16_t* p, int n) noexcept {
+    return from_bf16(_mm256_maskz_loadu_epi16(lanes(n), p));
+  }
+
+  static QH_ALWAYS_INLINE F32 add(F32 a, F32 b) noexcept { return _mm512_add_ps(a, b); }
+  static QH_ALWAYS_INLINE F32 sub(F32 a, F32 b) noexcept { return _mm512_sub_ps(a, b); }
+  static QH_ALWAYS_INLINE F32 mul(F32 a, F32 b) noexcept { return _mm512_mul_ps(a, b); }
+  static QH_ALWAYS_INLINE F32 div(F32 a, F32 b) noexcept { return _mm512_div_ps(a, b); }
+  // a * b + c with one rounding.
+  static QH_ALWAYS_INLINE F32 fma(F32 a, F32 b, F32 c) noexcept { return _mm512_fmadd_ps(a, b, c); }
+  // A NaN in b is kept.
+  static QH_ALWAYS_INLINE F32 max(F32 a, F32 b) noexcept { return _mm512_max_ps(a, b); }
+  static QH_ALWAYS_INLINE F32 min(F32 a, F32 b) noexcept { return _mm512_min_ps(a, b); }
+  static QH_ALWAYS_INLINE float reduce_add(F32 a) noexcept { return _mm512_reduce_add_ps(a); }
+  static QH_ALWAYS_INLINE float reduce_max(F32 a) noexcept { return _mm512_reduce_max_ps(a); }
+  static QH_ALWAYS_INLINE F32 to_f32(I32 a) noexcept { return _mm512_cvtepi32_ps(a); }
+  // Nearest, ties to even; some int32 for NaN and values out of range.
+  static QH_ALWAYS_INLINE I32 round_i32(F32 a) noexcept {
+    return _mm512_cvt_roundps_epi32(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  // The bits of |a| as int32: ordered as the magnitudes are, 0x7f800000 and above not finite.
+  static QH_ALWAYS_INLINE I32 magnitude_bits(F32 a) noexcept {
+    return _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffffff));
+  }
+  // 2^n for n in -127..128 (0 and infinity at the ends).
+  static QH_ALWAYS_INLINE F32 power_of_two(I32 n) noexcept {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
+  }
+
+ private:
+  static QH_ALWAYS_INLINE __mmask16 lanes(int n) noexcept {
+    return static_cast<__mmask16>((1u << n) - 1u);
+  }
+  static QH_ALWAYS_INLINE __m256i to_half(F32 a) noexcept {
+    return _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  static QH_ALWAYS_INLINE F32 from_bf16(__m256i a) noexcept {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(a), 16));
+  }
+};
+
+}  // namespace
+}  // namespace qh

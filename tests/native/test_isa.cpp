@@ -1,0 +1,448 @@
+// test_isa.cpp: every kernel of one instruction set against the plain loops.
+// Usage: test_isa <isa>; exit code 77 where it does not run here.
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "format_info.h"
+#include "formats.h"
+#include "kernel_table.h"
+
+namespace {
+
+using qh::FormatId;
+using qh::FormatSpec;
+using qh::KernelTable;
+using qh_test::Buffer;
+using qh_test::Random;
+using qh_test::Report;
+
+constexpr double kEpsilon = 0x1p-24;  // half a unit in the last place of 1
+constexpr int64_t kRowCounts[] = {1, 15, 16, 17, 33, 48};
+constexpr int64_t kColCounts[] = {1, 2, 16, 31, 32, 33, 100, 128, 129, 300, 515, 1000};
+constexpr int64_t kTokenCounts[] = {1, 2, 3, 4, 8, 9, 13};
+
+struct Case {
+  const FormatSpec* spec;
+  int64_t rows, cols, tokens;
+  std::string name;
+};
+
+Case make_case(const FormatSpec& spec, int64_t rows, int64_t cols, int64_t tokens) {
+  return {&spec, rows, cols, tokens,
+          std::string(spec.name) + " " + std::to_string(rows) + "x" + std::to_string(cols) + " T" +
+              std::to_string(tokens)};
+}
+
+// Any bytes are valid codes; scales become moderate numbers so that sums stay finite.
+Buffer<uint8_t> random_weights(const Case& c, Random& random) {
+  Buffer<uint8_t> data(*qh::format_nbytes(c.spec->id, c.rows, c.cols));
+  for (int64_t i = 0; i < data.size(); ++i) {
+    data[i] = static_cast<uint8_t>(random.integer(0, 255));
+  }
+  const auto put_float = [&](int64_t at) {
+    const float value = random.normal(0.1f);
+    std::memcpy(data.data() + at, &value, 4);
+  };
+  const auto put_half = [&](int64_t at) {  // finite, either sign, subnormals too
+    uint16_t half = static_cast<uint16_t>(random.integer(0, 0xffff));
+    if ((half & 0x7c00) == 0x7c00) half ^= 0x4000;
+    std::memcpy(data.data() + at, &half, 2);
+  };
+  if (c.spec->family == qh::Family::dense) {
+    const int64_t step = c.spec->element_bytes;
+    for (int64_t i = 0; i < data.size(); i += step) {
+      if (step == 4) put_float(i);
+      if (c.spec->id == FormatId::f16) put_half(i);
+      if (c.spec->id == FormatId::bf16) {
+        data[i + 1] = static_cast<uint8_t>((data[i + 1] & 0x80) | 0x3e);
+      }
+    }
+    return data;
+  }
+  const int64_t tile = qh::tile_bytes(*c.spec, c.cols);
+  const int64_t groups = qh::group_scale_bytes(*c.spec, qh::round_up(c.cols, c.spec->column_unit));
+  for (int64_t t = 0; t < data.size(); t += tile) {
+    for (int64_t i = 0; i < groups; i += 2) put_half(t + i);
+    for (int64_t i = tile - qh::row_scale_bytes(*c.spec); i < tile; i += 4) put_float(t + i);
+  }
+  return data;
+}
+
+struct Activations {
+  Buffer<int8_t> codes;
+  Buffer<float> scales;
+  Buffer<int32_t> sums;
+  int64_t padded, groups;
+
+  // extreme: codes at the ends of their range only.
+  Activations(const Case& c, Random& random, bool extreme)
+      : codes(c.tokens * qh::round_up(c.cols, qh::kActivationPad)),
+        scales(c.tokens * group_count(c)),
+        sums(c.tokens * group_count(c)),
+        padded(qh::round_up(c.cols, qh::kActivationPad)),
+        groups(group_count(c)) {
+    const int64_t low = c.spec->family == qh::Family::ternary ? -128 : -127;
+    for (int64_t t = 0; t < c.tokens; ++t) {
+      const int64_t end = extreme ? random.integer(0, 1) : 0;
+      for (int64_t k = 0; k < c.cols; ++k) {
+        const int64_t code = extreme ? (end == 0 ? low : 127) : random.integer(low, 127);
+        codes[t * padded + k] = static_cast<int8_t>(code);
+      }
+      for (int64_t g = 0; g < groups; ++g) {
+        scales[t * groups + g] = random.normal(0.01f);
+        const int64_t width = padded / groups;
+        for (int64_t k = 0; k < width; ++k) {
+          sums[t * groups + g] += codes[t * padded + g * width + k];
+        }
+      }
+    }
+  }
+
+  qh::QuantizedActivations view(int64_t token, int64_t n) const {
+    return {codes.data() + token * padded,
+            scales.data() + token * groups,
+            sums.data() + token * groups,
+            padded,
+            groups,
+            n};
+  }
+
+ private:
+  static int64_t group_count(const Case& c) {
+    return c.spec->family == qh::Family::ternary
+               ? 1
+               : qh::round_up(c.cols, qh::kActivationPad) / qh::kActivationGroup;
+  }
+};
+
+// One call, then token by token, then split by rows: all must give the same bits.
+template <typename Call>
+void check_splits(const Case& c, Report& report, const Buffer<float>& whole, Call call) {
+  Buffer<float> single(c.tokens * c.rows);
+  for (int64_t t = 0; t < c.tokens; ++t) {
+    call(t, 1, single.data() + t * c.rows, 0, c.rows);
+  }
+  Buffer<float> split(c.tokens * c.rows);
+  for (int64_t begin = 0; begin < c.rows; begin += qh::kTileRows) {
+    const int64_t end = begin + qh::kTileRows < c.rows ? begin + qh::kTileRows : c.rows;
+    call(0, c.tokens, split.data(), begin, end);
+  }
+  for (int64_t i = 0; i < whole.size(); ++i) {
+    report.same_bits(whole[i], single[i], "token by token", c.name.c_str(), i);
+    report.same_bits(whole[i], split[i], "rows split", c.name.c_str(), i);
+  }
+}
+
+void test_quantized(const KernelTable& plain, const KernelTable& table, const Case& c,
+                    uint32_t seed, bool extreme, Report& report) {
+  Random random(seed);
+  Buffer<uint8_t> data = random_weights(c, random);
+  if (extreme) {
+    const int64_t groups =
+        qh::group_scale_bytes(*c.spec, qh::round_up(c.cols, c.spec->column_unit));
+    const int64_t tile = qh::tile_bytes(*c.spec, c.cols);
+    const uint8_t byte = random.integer(0, 1) == 0 ? 0x80 : 0xff;
+    for (int64_t t = 0; t < data.size(); t += tile) {
+      std::memset(data.data() + t + groups, byte,
+                  static_cast<size_t>(tile - groups - qh::row_scale_bytes(*c.spec)));
+    }
+  }
+  const Activations x(c, random, extreme);
+  const qh::MatrixView w{data.data(), c.rows, c.cols, c.spec->id};
+  const int32_t format = static_cast<int32_t>(c.spec->id);
+  Buffer<float> expected(c.tokens * c.rows);
+  Buffer<float> found(c.tokens * c.rows);
+  plain.formats[format].linear_quantized(w, x.view(0, c.tokens), expected.data(), c.rows, 0,
+                                         c.rows);
+  table.formats[format].linear_quantized(w, x.view(0, c.tokens), found.data(), c.rows, 0, c.rows);
+  for (int64_t i = 0; i < expected.size(); ++i) {
+    report.same_bits(expected[i], found[i], "linear_quantized", c.name.c_str(), i);
+  }
+  check_splits(c, report, found, [&](int64_t t, int64_t n, float* y, int64_t begin, int64_t end) {
+    table.formats[format].linear_quantized(w, x.view(t, n), y, c.rows, begin, end);
+  });
+}
+
+void test_exact(const KernelTable& plain, const KernelTable& table, const Case& c, uint32_t seed,
+                Report& report) {
+  Random random(seed);
+  const Buffer<uint8_t> data = random_weights(c, random);
+  const bool dense = c.spec->family == qh::Family::dense;
+  const int64_t stride = dense ? c.cols : qh::round_up(c.cols, qh::kActivationPad);
+  Buffer<float> x(c.tokens * stride);
+  for (int64_t t = 0; t < c.tokens; ++t) {
+    for (int64_t k = 0; k < c.cols; ++k) x[t * stride + k] = random.normal(1.0f);
+  }
+  const qh::MatrixView w{data.data(), c.rows, c.cols, c.spec->id};
+  const int32_t format = static_cast<int32_t>(c.spec->id);
+  Buffer<float> found(c.tokens * c.rows);
+  table.formats[format].linear_f32(w, x.data(), stride, c.tokens, found.data(), c.rows, 0, c.rows);
+
+  Buffer<float> row(c.cols);
+  Buffer<float> row_found(c.cols);
+  for (int64_t r = 0; r < c.rows; ++r) {
+    plain.formats[format].unpack_row(w, r, row.data());
+    table.formats[format].unpack_row(w, r, row_found.data());
+    for (int64_t k = 0; k < c.cols; ++k) {
+      report.same_bits(row[k], row_found[k], "unpack_row", c.name.c_str(), r * c.cols + k);
+    }
+    for (int64_t t = 0; t < c.tokens; ++t) {
+      double sum = 0;
+      double magnitude = 0;
+      for (int64_t k = 0; k < c.cols; ++k) {
+        const double product = static_cast<double>(row[k]) * static_cast<double>(x[t * stride + k]);
+        sum += product;
+        magnitude += std::fabs(product);
+      }
+      // Each of up to cols additions, and a few scalings, rounds once.
+      const double bound = static_cast<double>(c.cols + 8) * kEpsilon * magnitude + 1e-37;
+      report.close(sum, static_cast<double>(found[t * c.rows + r]), bound, "linear_f32",
+                   c.name.c_str(), t * c.rows + r);
+    }
+  }
+  check_splits(c, report, found, [&](int64_t t, int64_t n, float* y, int64_t begin, int64_t end) {
+    table.formats[format].linear_f32(w, x.data() + t * stride, stride, n, y, c.rows, begin, end);
+  });
+}
+
+void test_linears(const KernelTable& plain, const KernelTable& table, Report& report) {
+  uint32_t seed = 1;
+  for (const FormatSpec& spec : qh::kFormats) {
+    const bool packed = spec.family != qh::Family::dense;
+    for (const int64_t rows : kRowCounts) {
+      for (const int64_t cols : kColCounts) {
+        const int64_t tokens = kTokenCounts[seed % 7];
+        const Case c = make_case(spec, rows, cols, tokens);
+        if (packed) test_quantized(plain, table, c, seed, false, report);
+        test_exact(plain, table, c, seed, report);
+        ++seed;
+      }
+    }
+    // Largest sums that can occur, at a width where an overflow would show.
+    if (packed) test_quantized(plain, table, make_case(spec, 16, 65536, 9), ++seed, true, report);
+  }
+}
+
+// Rows of numbers that hide trouble: zeros, subnormals, ties, huge values, infinities, NaN.
+std::vector<std::vector<float>> hostile_rows() {
+  std::vector<std::vector<float>> rows;
+  Random random(7);
+  for (const int64_t n : {1, 2, 15, 16, 17, 31, 32, 33, 64, 100, 127, 128, 129, 500}) {
+    for (int kind = 0; kind < 8; ++kind) {
+      std::vector<float> row(static_cast<size_t>(n));
+      for (float& value : row) {
+        value = random.normal(1.0f);
+        if (kind == 1) value = 0.0f;
+        if (kind == 2) value *= 1e-44f;
+        if (kind == 3) value = static_cast<float>(random.integer(-254, 254)) * 0.5f;
+        if (kind == 4) value *= 1e38f;
+        if (kind == 7) value *= 1e-6f;
+      }
+      float& last = row[static_cast<size_t>(random.integer(0, n - 1))];
+      if (kind == 3) last = 127.0f;
+      if (kind == 5) last = -INFINITY;
+      if (kind == 6) last = NAN;
+      rows.push_back(row);
+    }
+  }
+  return rows;
+}
+
+void test_quantizers(const KernelTable& plain, const KernelTable& table, Report& report) {
+  for (const std::vector<float>& row : hostile_rows()) {
+    const int64_t n = static_cast<int64_t>(row.size());
+    const int64_t padded = qh::round_up(n, qh::kActivationPad);
+    Buffer<float> x(n);
+    std::memcpy(x.data(), row.data(), row.size() * sizeof(float));
+    for (const bool grouped : {false, true}) {
+      const char* what = grouped ? "quantize_groups" : "quantize_token";
+      const int64_t groups = grouped ? padded / qh::kActivationGroup : 1;
+      Buffer<int8_t> codes[2] = {Buffer<int8_t>(padded), Buffer<int8_t>(padded)};
+      Buffer<float> scales[2] = {Buffer<float>(groups), Buffer<float>(groups)};
+      Buffer<int32_t> sums[2] = {Buffer<int32_t>(groups), Buffer<int32_t>(groups)};
+      for (int i = 0; i < 2; ++i) {
+        const KernelTable& one = i == 0 ? plain : table;
+        (grouped ? one.quantize_groups : one.quantize_token)(x.data(), n, padded, codes[i].data(),
+                                                             scales[i].data(), sums[i].data());
+      }
+      for (int64_t k = 0; k < padded; ++k) report.same(codes[0][k], codes[1][k], what, "codes", k);
+      for (int64_t g = 0; g < groups; ++g) {
+        report.same_bits(scales[0][g], scales[1][g], what, "scales", g);
+        report.same(sums[0][g], sums[1][g], what, "sums", g);
+      }
+    }
+    Buffer<uint16_t> halves[2] = {Buffer<uint16_t>(n), Buffer<uint16_t>(n)};
+    plain.store_kv(qh::KvType::f16, x.data(), n, halves[0].data());
+    table.store_kv(qh::KvType::f16, x.data(), n, halves[1].data());
+    for (int64_t k = 0; k < n; ++k) {
+      report.same(halves[0][k], halves[1][k], "store_kv f16", "bits", k);
+    }
+  }
+}
+
+void test_elementwise(const KernelTable& plain, const KernelTable& table, Report& report) {
+  Random random(11);
+  for (const int64_t n : {1, 7, 16, 17, 31, 32, 33, 64, 100, 1000}) {
+    Buffer<float> x(n);
+    Buffer<float> y(n);
+    for (int64_t i = 0; i < n; ++i) {
+      x[i] = random.normal(i % 3 == 0 ? 40.0f : 2.0f);
+      y[i] = random.normal(1.0f);
+    }
+    Buffer<float> expected(n);
+    Buffer<float> found(n);
+    plain.rms_norm(x.data(), y.data(), 1e-5f, n, expected.data());
+    table.rms_norm(x.data(), y.data(), 1e-5f, n, found.data());
+    for (int64_t i = 0; i < n; ++i) {
+      const double bound = (static_cast<double>(n) / 32 + 16) * kEpsilon *
+                           std::fabs(static_cast<double>(expected[i]));
+      report.close(static_cast<double>(expected[i]), static_cast<double>(found[i]), bound,
+                   "rms_norm", "row", i);
+    }
+    for (const qh::Activation act : {qh::Activation::silu, qh::Activation::relu2}) {
+      plain.gated(act, x.data(), y.data(), n, expected.data());
+      table.gated(act, x.data(), y.data(), n, found.data());
+      for (int64_t i = 0; i < n; ++i) {
+        const double bound = 8 * kEpsilon * std::fabs(static_cast<double>(expected[i])) + 1e-37;
+        report.close(static_cast<double>(expected[i]), static_cast<double>(found[i]), bound,
+                     "gated", act == qh::Activation::silu ? "silu" : "relu2", i);
+      }
+    }
+    Buffer<float> sum(n);
+    std::memcpy(sum.data(), x.data(), static_cast<size_t>(n) * sizeof(float));
+    table.add(sum.data(), y.data(), n);
+    for (int64_t i = 0; i < n; ++i) report.same_bits(x[i] + y[i], sum[i], "add", "row", i);
+  }
+  // Ends of the range of silu, where e^x overflows or vanishes.
+  constexpr float kEnds[] = {0.0f,  -0.0f,  88.0f,    -88.0f,    89.0f, -89.0f, 104.0f, -104.0f,
+                             1e30f, -1e30f, INFINITY, -INFINITY, NAN,   1e-30f, -1e-40f};
+  for (const float end : kEnds) {
+    const float one = 1.0f;
+    float expected = 0;
+    float found = 0;
+    plain.gated(qh::Activation::silu, &end, &one, 1, &expected);
+    table.gated(qh::Activation::silu, &end, &one, 1, &found);
+    // Below -80 the result is under 1e-33; subnormal steps count there.
+    const double bound = 8 * kEpsilon * std::fabs(static_cast<double>(expected)) + 1e-37;
+    report.close(static_cast<double>(expected), static_cast<double>(found), bound, "silu", "end",
+                 static_cast<int64_t>(&end - kEnds));
+  }
+}
+
+void test_rope(const KernelTable& plain, const KernelTable& table, Report& report) {
+  Random random(13);
+  for (const int64_t head_dim : {2, 6, 16, 30, 32, 34, 64, 80, 128}) {
+    Buffer<float> expected(3 * head_dim);
+    Buffer<float> cos(head_dim / 2);
+    Buffer<float> sin(head_dim / 2);
+    for (int64_t i = 0; i < expected.size(); ++i) expected[i] = random.normal(2.0f);
+    for (int64_t i = 0; i < cos.size(); ++i) {
+      const float angle = random.normal(3.0f);
+      cos[i] = std::cos(angle);
+      sin[i] = std::sin(angle);
+    }
+    Buffer<float> found(3 * head_dim);
+    std::memcpy(found.data(), expected.data(), static_cast<size_t>(found.size()) * sizeof(float));
+    plain.rope(expected.data(), 3, head_dim, cos.data(), sin.data());
+    table.rope(found.data(), 3, head_dim, cos.data(), sin.data());
+    for (int64_t i = 0; i < found.size(); ++i) {
+      report.same_bits(expected[i], found[i], "rope", "head", i);
+    }
+  }
+}
+
+void test_attention(const KernelTable& plain, const KernelTable& table, Report& report) {
+  struct Shape {
+    int64_t heads, kv_heads, dim, positions, first;
+  };
+  constexpr Shape kShapes[] = {{1, 1, 2, 1, 0},    {4, 2, 16, 5, 0},   {6, 2, 30, 17, 3},
+                               {8, 8, 64, 33, 0},  {3, 1, 80, 100, 7}, {4, 1, 128, 63, 62},
+                               {2, 2, 66, 257, 1}, {2, 1, 10, 16, 0}};
+  Random random(17);
+  for (const Shape& s : kShapes) {
+    for (const qh::KvType type : {qh::KvType::f32, qh::KvType::f16}) {
+      const int64_t cache = s.positions * s.kv_heads * s.dim;
+      const int64_t element = type == qh::KvType::f32 ? 4 : 2;
+      Buffer<float> values(cache);
+      Buffer<uint8_t> stored[2] = {Buffer<uint8_t>(cache * element),
+                                   Buffer<uint8_t>(cache * element)};
+      double largest = 0;
+      for (Buffer<uint8_t>& part : stored) {
+        for (int64_t i = 0; i < cache; ++i) {
+          values[i] = random.normal(1.0f);
+          largest = std::fmax(largest, std::fabs(static_cast<double>(values[i])));
+        }
+        plain.store_kv(type, values.data(), cache, part.data());
+      }
+      Buffer<float> q(s.heads * s.dim);
+      for (int64_t i = 0; i < q.size(); ++i) q[i] = random.normal(1.0f);
+      Buffer<float> expected(q.size());
+      Buffer<float> found(q.size());
+      Buffer<float> scores(s.positions - s.first);
+      qh::AttentionArgs args{};
+      args.q = q.data();
+      args.keys = stored[0].data();
+      args.values = stored[1].data();
+      args.kv_type = type;
+      args.n_heads = s.heads;
+      args.n_kv_heads = s.kv_heads;
+      args.head_dim = s.dim;
+      args.first = s.first;
+      args.last = s.positions - 1;
+      args.head_end = s.heads;
+      args.scale = 1.0f / std::sqrt(static_cast<float>(s.dim));
+      args.scores = scores.data();
+      args.out = expected.data();
+      plain.attention(args);
+      args.out = found.data();
+      for (int64_t head = 0; head < s.heads; ++head) {  // one head a call, as threads do
+        args.head_begin = head;
+        args.head_end = head + 1;
+        table.attention(args);
+      }
+      // Scores are off by at most (dim + 2) eps |q||k| scale; a relative change of each weight by
+      // that, of the sum by twice that, and the rounding of the final sum.
+      const double score_error = static_cast<double>(s.dim + 2) * kEpsilon * largest * 4 *
+                                 std::sqrt(static_cast<double>(s.dim));
+      const double bound =
+          (2 * score_error + static_cast<double>(s.positions + 16) * kEpsilon) * largest;
+      for (int64_t i = 0; i < q.size(); ++i) {
+        report.close(static_cast<double>(expected[i]), static_cast<double>(found[i]), bound,
+                     "attention", type == qh::KvType::f32 ? "f32" : "f16", i);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 2) {
+    std::fprintf(stderr, "usage: test_isa <isa>\n");
+    return 2;
+  }
+  const auto isa = qh::isa_from_name(argv[1]);
+  if (!isa) {
+    std::fprintf(stderr, "unknown instruction set %s\n", argv[1]);
+    return 2;
+  }
+  const KernelTable* table = qh::kernel_table(*isa);
+  if (table == nullptr) {
+    std::printf("%s does not run here\n", argv[1]);
+    return qh_test::kSkipped;
+  }
+  Report report;
+  // The table that runs is the one that was asked for.
+  report.same(static_cast<int64_t>(*isa), static_cast<int64_t>(table->isa), "active isa", argv[1],
+              0);
+  report.same(0, std::strcmp(table->name, argv[1]), "table name", argv[1], 0);
+  const KernelTable& plain = *qh::kernel_table(qh::Isa::scalar);
+  test_linears(plain, *table, report);
+  test_quantizers(plain, *table, report);
+  test_elementwise(plain, *table, report);
+  test_rope(plain, *table, report);
+  test_attention(plain, *table, report);
+  return report.finish(argv[1]);
+}
