@@ -396,17 +396,17 @@ void Decoder::multiply_rows(const Linear& linear, float* y, int64_t y_stride, in
   }
 }
 
-// Angles in double: in float32 the angle of a far position would already be off by 1e-4 and more.
+// The angle is a float32 product, as in the implementations that models were made with; its cosine
+// and sine are exact to float32.
 void Decoder::extend_rope_tables(int64_t end) noexcept {
   const int64_t half_dim = model_.shape.head_dim / 2;
   for (; rope_positions_ < end; ++rope_positions_) {
     float* cos = scratch_.cos + rope_positions_ * half_dim;
     float* sin = scratch_.sin + rope_positions_ * half_dim;
     for (int64_t i = 0; i < half_dim; ++i) {
-      const double angle =
-          static_cast<double>(rope_positions_) * static_cast<double>(model_.inv_freq[i]);
-      cos[i] = static_cast<float>(std::cos(angle));
-      sin[i] = static_cast<float>(std::sin(angle));
+      const float angle = static_cast<float>(rope_positions_) * model_.inv_freq[i];
+      cos[i] = static_cast<float>(std::cos(static_cast<double>(angle)));
+      sin[i] = static_cast<float>(std::sin(static_cast<double>(angle)));
     }
   }
 }

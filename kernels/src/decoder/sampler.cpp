@@ -8,9 +8,9 @@
 namespace qh {
 namespace {
 
-// How many of the best candidates are ranked first when only probabilities bound their number. Real
-// distributions nearly always end within them; where one does not, eight times as many are ranked.
-constexpr int64_t kFirstRanked = 256;
+// Up to here the best k are kept in a heap while the logits stream by; from here on a selection
+// over a copy of all of them is faster.
+constexpr int64_t kHeapLimit = 512;
 
 }  // namespace
 
@@ -22,10 +22,9 @@ Sampler::Sampler(const SamplerOptions& options) : options_(options), random_(opt
     window_.resize(static_cast<size_t>(options.penalty_window));
   }
   if (options.temperature > 0) {
-    const bool bounded = options.top_k > 0 && options.top_k < options.allowed_vocab;
-    const auto most = static_cast<size_t>(bounded ? options.top_k : options.allowed_vocab);
-    candidates_.reserve(most);
-    weights_.reserve(most);
+    const bool heap = options.top_k > 0 && options.top_k <= kHeapLimit;
+    candidates_.reserve(static_cast<size_t>(heap ? std::min(options.top_k, options.allowed_vocab)
+                                                 : options.allowed_vocab));
   }
 }
 
@@ -92,95 +91,141 @@ double Sampler::weight(float logit, float max_logit) const noexcept {
 }
 
 int32_t Sampler::draw(const float* logits, float max_logit) noexcept {
-  const int64_t vocab = options_.allowed_vocab;
-  const bool top_k = options_.top_k > 0 && options_.top_k < vocab;
-  const bool top_p = options_.top_p < 1.0;
-  const bool min_p = options_.min_p > 0.0;
-  if (!top_k && !top_p && !min_p) return draw_from_all(logits, max_logit);
-
-  const int64_t most = top_k ? options_.top_k : vocab;
-  // Mass that top-p is a share of: of what top-k keeps, or of the whole vocabulary.
-  double mass = 0.0;
-  if (top_p && !top_k) {
-    for (int64_t id = 0; id < vocab; ++id) mass += weight(logits[id], max_logit);
+  const bool top_k = options_.top_k > 0 && options_.top_k < options_.allowed_vocab;
+  double total;
+  if (top_k) {
+    keep_top_k(logits, max_logit);
+    total = cut_ranked();
+  } else {
+    total = keep_by_probability(logits, max_logit);
   }
-  int64_t ranked = top_k ? most : std::min(kFirstRanked, vocab);
-  for (;;) {
-    select_best(logits, ranked);
-    weights_.clear();
-    double total = 0.0;
-    for (const Candidate& candidate : candidates_) {
-      weights_.push_back(weight(candidate.logit, max_logit));
-      total += weights_.back();
-    }
-    if (top_k) mass = total;
-
-    // How many of the ranked candidates top-p and min-p keep; both keep the best few.
-    const double wanted = top_p ? options_.top_p * mass : std::numeric_limits<double>::infinity();
-    double kept = 0.0;
-    size_t count = 0;
-    bool ended = false;
-    while (count < candidates_.size() && !ended) {
-      // The best has weight 1, so min_p is the smallest weight that stays.
-      if (count > 0 && weights_[count] < options_.min_p) {
-        ended = true;
-        break;
-      }
-      kept += weights_[count];
-      ++count;
-      ended = kept >= wanted;
-    }
-    if (ended || ranked == most) {
-      candidates_.resize(count);
-      return draw_from_candidates(kept);
-    }
-    ranked = std::min(ranked * 8, most);
-  }
-}
-
-int32_t Sampler::draw_from_all(const float* logits, float max_logit) noexcept {
-  double total = 0.0;
-  for (int64_t id = 0; id < options_.allowed_vocab; ++id) total += weight(logits[id], max_logit);
   const double target = random_.uniform() * total;
   double below = 0.0;
-  int32_t last = 0;
-  for (int64_t id = 0; id < options_.allowed_vocab; ++id) {
-    const double w = weight(logits[id], max_logit);
-    if (w <= 0.0) continue;
-    last = static_cast<int32_t>(id);
-    below += w;
+  int32_t token = candidates_.front().id;
+  for (const Candidate& candidate : candidates_) {
+    if (candidate.weight <= 0.0) continue;
+    // Rounding may leave the target at the very end: the last possible candidate then.
+    token = candidate.id;
+    below += candidate.weight;
     if (target < below) break;
   }
-  return last;
+  return token;
 }
 
-int32_t Sampler::draw_from_candidates(double total) noexcept {
-  const double target = random_.uniform() * total;
-  double below = 0.0;
-  size_t chosen = 0;
-  for (size_t i = 0; i < candidates_.size() && weights_[i] > 0.0; ++i) {
-    chosen = i;
-    below += weights_[i];
-    if (target < below) break;
-  }
-  return candidates_[chosen].id;
-}
-
-// Leaves the `count` best allowed candidates in candidates_, best first. A heap whose front is the
-// worst of the best so far: one comparison for each logit that is not among them.
-void Sampler::select_best(const float* logits, int64_t count) noexcept {
+// Leaves the top_k best candidates, best first.
+void Sampler::keep_top_k(const float* logits, float max_logit) noexcept {
+  const int64_t count = options_.top_k;
   candidates_.clear();
   int64_t id = 0;
-  for (; id < count; ++id) candidates_.push_back({logits[id], static_cast<int32_t>(id)});
-  std::make_heap(candidates_.begin(), candidates_.end());
-  for (; id < options_.allowed_vocab; ++id) {
-    const Candidate candidate{logits[id], static_cast<int32_t>(id)};
-    if (!(candidate < candidates_.front())) continue;
-    std::pop_heap(candidates_.begin(), candidates_.end());
-    candidates_.back() = candidate;
-    std::push_heap(candidates_.begin(), candidates_.end());
+  const auto candidate = [&] { return Candidate{logits[id], static_cast<int32_t>(id), 0.0}; };
+  if (count <= kHeapLimit) {
+    // A heap whose front is the worst of the best so far: one comparison for most logits.
+    for (; id < count; ++id) candidates_.push_back(candidate());
+    std::make_heap(candidates_.begin(), candidates_.end());
+    for (; id < options_.allowed_vocab; ++id) {
+      if (!(logits[id] > candidates_.front().logit)) continue;  // equal: the lower id is in it
+      std::pop_heap(candidates_.begin(), candidates_.end());
+      candidates_.back() = candidate();
+      std::push_heap(candidates_.begin(), candidates_.end());
+    }
+  } else {
+    for (; id < options_.allowed_vocab; ++id) candidates_.push_back(candidate());
+    std::nth_element(candidates_.begin(), candidates_.begin() + count - 1, candidates_.end());
+    candidates_.resize(static_cast<size_t>(count));
   }
-  std::sort_heap(candidates_.begin(), candidates_.end());
+  std::sort(candidates_.begin(), candidates_.end());
+  for (Candidate& kept : candidates_) kept.weight = weight(kept.logit, max_logit);
+}
+
+// Cuts ranked candidates by top-p, then by min-p; returns the weight of what is left.
+double Sampler::cut_ranked() noexcept {
+  double mass = 0.0;
+  for (const Candidate& candidate : candidates_) mass += candidate.weight;
+  const double wanted =
+      options_.top_p < 1.0 ? options_.top_p * mass : std::numeric_limits<double>::infinity();
+  double kept = 0.0;
+  size_t count = 0;
+  for (; count < candidates_.size() && kept < wanted; ++count) {
+    // The best has weight 1, so min_p is the smallest weight that stays.
+    if (count > 0 && candidates_[count].weight < options_.min_p) break;
+    kept += candidates_[count].weight;
+  }
+  candidates_.resize(std::max<size_t>(count, 1));
+  return count == 0 ? candidates_.front().weight : kept;
+}
+
+// Leaves what top-p and min-p keep of all allowed ids, in the order of the ids; returns its weight.
+double Sampler::keep_by_probability(const float* logits, float max_logit) noexcept {
+  candidates_.clear();
+  double mass = 0.0;
+  double kept = 0.0;
+  for (int64_t id = 0; id < options_.allowed_vocab; ++id) {
+    const double w = weight(logits[id], max_logit);
+    mass += w;
+    // The best has weight 1, so min_p is the smallest weight that stays.
+    if (w <= 0.0 || w < options_.min_p) continue;
+    kept += w;
+    candidates_.push_back({logits[id], static_cast<int32_t>(id), w});
+  }
+  const double wanted = options_.top_p * mass;
+  if (options_.top_p >= 1.0 || kept <= wanted) return kept;
+
+  const Candidate worst = worst_of_mass(wanted);
+  kept = 0.0;
+  size_t count = 0;
+  // Again from the logits, because finding the worst reordered the candidates.
+  const size_t n_ranked = candidates_.size();
+  candidates_.clear();
+  for (int64_t id = 0; id < options_.allowed_vocab && count < n_ranked; ++id) {
+    Candidate candidate{logits[id], static_cast<int32_t>(id), 0.0};
+    if (worst < candidate) continue;
+    candidate.weight = weight(candidate.logit, max_logit);
+    if (candidate.weight <= 0.0 || candidate.weight < options_.min_p) continue;
+    kept += candidate.weight;
+    candidates_.push_back(candidate);
+    ++count;
+  }
+  return kept;
+}
+
+// The worst of the smallest set of best candidates whose weight is at least `wanted`. A quickselect
+// that counts weight instead of elements: linear time, no sort.
+Sampler::Candidate Sampler::worst_of_mass(double wanted) noexcept {
+  size_t begin = 0;
+  size_t end = candidates_.size();
+  double before = 0.0;  // weight of all that is better than [begin, end)
+  Candidate worst = candidates_.front();
+  while (begin < end) {
+    const size_t middle = begin + (end - begin) / 2;
+    const Candidate& a = candidates_[begin];
+    const Candidate& b = candidates_[middle];
+    const Candidate& c = candidates_[end - 1];
+    const Candidate pivot = std::max(std::min(a, b), std::min(std::max(a, b), c));
+    size_t split = begin;
+    double better = 0.0;
+    for (size_t i = begin; i < end; ++i) {
+      if (!(candidates_[i] < pivot)) continue;
+      better += candidates_[i].weight;
+      std::swap(candidates_[i], candidates_[split]);
+      ++split;
+    }
+    if (before + better >= wanted && split > begin) {
+      end = split;
+      continue;
+    }
+    worst = pivot;
+    before += better + pivot.weight;
+    if (before >= wanted) break;
+    // The pivot is the best of the rest; move it out of the way.
+    for (size_t i = split; i < end; ++i) {
+      if (candidates_[i].id == pivot.id) {
+        std::swap(candidates_[i], candidates_[split]);
+        break;
+      }
+    }
+    begin = split + 1;
+  }
+  return worst;
 }
 
 }  // namespace qh

@@ -52,6 +52,7 @@ class Sampler {
   struct Candidate {
     float logit;
     int32_t id;
+    double weight;  // probability relative to the best
     // A total order, so that every way to select the best few selects the same.
     bool operator<(const Candidate& other) const noexcept {
       return logit != other.logit ? logit > other.logit : id < other.id;
@@ -61,9 +62,10 @@ class Sampler {
   bool penalizes() const noexcept;
   const float* penalized(const float* logits) noexcept;
   int32_t draw(const float* logits, float max_logit) noexcept;
-  int32_t draw_from_all(const float* logits, float max_logit) noexcept;
-  int32_t draw_from_candidates(double total) noexcept;
-  void select_best(const float* logits, int64_t count) noexcept;
+  void keep_top_k(const float* logits, float max_logit) noexcept;
+  double cut_ranked() noexcept;
+  double keep_by_probability(const float* logits, float max_logit) noexcept;
+  Candidate worst_of_mass(double wanted) noexcept;
   double weight(float logit, float max_logit) const noexcept;
 
   SamplerOptions options_;
@@ -73,8 +75,7 @@ class Sampler {
   std::vector<int32_t> counts_;  // (vocab_size) how often each is in the window
   int64_t window_size_ = 0;
   int64_t window_next_ = 0;
-  std::vector<Candidate> candidates_;  // best first; reserved for the whole vocabulary
-  std::vector<double> weights_;        // of the candidates
+  std::vector<Candidate> candidates_;  // reserved for the most there can be
 };
 
 }  // namespace qh
