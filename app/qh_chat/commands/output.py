@@ -178,6 +178,8 @@ def plain(value: object) -> Any:
         return value
     if isinstance(value, float):
         return value if value - value == 0 else str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(dataclasses.asdict(value))
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

@@ -54,7 +54,8 @@ def probe_lines(profile: HardwareProfile, *, sources: bool) -> list[str]:
         size = f"{cache.size_bytes >> 10:,} KiB, shared by {cache.shared_by}"
         rows.append((f"  L{cache.level} cache", size, cpu.caches))
     if not profile.gpus.value:
-        rows.append(("graphics cards", "none", profile.gpus))
+        reason = "none" if profile.gpus.value is not None else profile.gpus.source
+        rows.append(("graphics cards", reason, profile.gpus))
     for card in profile.gpus.value or ():
         free = f"{card.free_bytes / 1e9:.1f} of {card.total_bytes / 1e9:.1f} GB free"
         rows.append((f"graphics card {card.index}", f"{card.name}, {free}", profile.gpus))
