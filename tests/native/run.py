@@ -1,0 +1,114 @@
+"""Builds and runs the native tests; the command behind the native parts of `make test`.
+
+Default: an optimised build and a debug build (which adds the symbol check). `--preset NAME` runs one
+preset of kernels/CMakePresets.json, for sanitizers. `--aarch64` cross-compiles for 64-bit Arm and
+runs under qemu user emulation. Exit code 77: a tool for it is not on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+BUILD = REPOSITORY / "build"
+SKIPPED = 77
+CROSS_COMPILER = "aarch64-linux-gnu-g++"
+EMULATOR = "qemu-aarch64"
+# Where Debian's cross compiler keeps the target's libraries.
+TARGET_ROOT = Path("/usr/aarch64-linux-gnu")
+
+
+def tool(name: str) -> str:
+    """Path of a tool: beside this Python first, then on PATH."""
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() else name
+
+
+def run(folder: str, settings: dict[str, str], *, environment: dict[str, str]) -> int:
+    """Configures, builds and tests in build/<folder>; the first non-zero exit code, or 0."""
+    build = BUILD / folder
+    defines = [f"-D{key}={value}" for key, value in settings.items()]
+    commands = [
+        [tool("cmake"), "-S", "kernels", "-B", str(build), "-G", "Ninja", *defines,
+         f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"],
+        [tool("cmake"), "--build", str(build), "--parallel", "2"],
+        [tool("ctest"), "--test-dir", str(build), "--output-on-failure", "--no-tests=error"],
+    ]  # fmt: skip
+    for command in commands:
+        quiet = command is not commands[-1]
+        done = subprocess.run(
+            command,
+            cwd=REPOSITORY,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE if quiet else None,
+            stderr=subprocess.STDOUT if quiet else None,
+            text=True,
+        )
+        if done.returncode != 0:
+            print(done.stdout or "", f"failed: {' '.join(command)}", sep="\n")
+            return done.returncode
+    return 0
+
+
+def native(build_type: str, sanitize: str = "") -> dict[str, str]:
+    """CMake settings of a build of the native tests alone."""
+    return {
+        "CMAKE_BUILD_TYPE": build_type,
+        "QH_MODULE": "OFF",
+        "QH_NATIVE_TESTS": "ON",
+        "QH_SANITIZE": sanitize,
+    }
+
+
+def aarch64() -> int:
+    """Cross-compiles and runs under emulation, with and without dot products."""
+    for name in (CROSS_COMPILER, EMULATOR):
+        if shutil.which(name) is None:
+            print(
+                f"skipped: {name} is not on this machine "
+                "(Debian packages g++-aarch64-linux-gnu and qemu-user)"
+            )
+            return SKIPPED
+    settings = {
+        **native("Release"),
+        "CMAKE_SYSTEM_NAME": "Linux",
+        "CMAKE_SYSTEM_PROCESSOR": "aarch64",
+        "CMAKE_CXX_COMPILER": CROSS_COMPILER,
+        "CMAKE_CROSSCOMPILING_EMULATOR": EMULATOR,
+    }
+    environment = {"QEMU_LD_PREFIX": str(TARGET_ROOT)}
+    code = run("aarch64", settings, environment={**environment, "QEMU_CPU": "max"})
+    if code == 0:
+        # A CPU without dot products: that instance is reported as skipped, plain NEON still runs.
+        code = run("aarch64", settings, environment={**environment, "QEMU_CPU": "cortex-a53"})
+    return code or run("aarch64-debug", {**settings, "CMAKE_BUILD_TYPE": "Debug"},
+                       environment={**environment, "QEMU_CPU": "max"})  # fmt: skip
+
+
+def main() -> int:
+    """Runs what was asked for; exit code 0, 77 for skipped, or that of the failed command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", choices=["asan-ubsan", "tsan"])
+    parser.add_argument("--aarch64", action="store_true")
+    args = parser.parse_args()
+    if args.aarch64:
+        return aarch64()
+    if args.preset == "asan-ubsan":
+        return run(
+            "asan-ubsan", native("RelWithDebInfo", "address,undefined"),
+            environment={"ASAN_OPTIONS": "detect_leaks=1", "UBSAN_OPTIONS": "print_stacktrace=1"},
+        )  # fmt: skip
+    if args.preset == "tsan":
+        return run("tsan", native("RelWithDebInfo", "thread"), environment={})
+    return run("native", native("Release"), environment={}) or run(
+        "debug", native("Debug"), environment={}
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
