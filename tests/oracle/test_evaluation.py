@@ -1,0 +1,157 @@
+"""Perplexity and divergence: their arithmetic, and the C++ decoder against the NumPy reference."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qh_runtime.errors import SessionError
+from qh_runtime.evaluation.__main__ import main
+from qh_runtime.evaluation.divergence import kl_divergence, measure_divergence
+from qh_runtime.evaluation.engines import NativeEngine, ReferenceEngine
+from qh_runtime.evaluation.perplexity import log_softmax, measure_perplexity
+from qh_runtime.evaluation.windows import Sliding, windows
+from qh_runtime.tokenizers.from_hf import load_tokenizer
+from tests.support.native_model import NativeModel
+
+PACKS = (None, "int8", "int4_g32")
+
+
+class _Bigrams:
+    """A decoder whose logits depend on the last token only."""
+
+    def __init__(self, table: np.ndarray) -> None:
+        self.table = table
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        return self.table[list(tokens)]
+
+
+@pytest.mark.parametrize("prefix", [(), (3,)])
+@pytest.mark.parametrize(("context", "stride"), [(8, 1), (8, 4), (8, 7), (5, 3), (100, 50)])
+def test_every_token_is_scored_once(context: int, stride: int, prefix: tuple[int, ...]) -> None:
+    tokens = np.random.default_rng(1).integers(0, 50, size=43).tolist()
+    scored: list[int] = []
+    for window in windows(tokens, Sliding(context, stride, prefix)):
+        assert len(window.tokens) <= context
+        assert window.tokens[: len(prefix)] == list(prefix)
+        for offset, target in enumerate(window.targets):
+            # Row i of the logits predicts token i + 1.
+            assert window.tokens[window.first + offset + 1] == target
+        scored += window.targets
+    assert scored == tokens[0 if prefix else 1 :]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sliding"),
+    [
+        ([1, 2, 3], Sliding(8, 0)),
+        ([1, 2, 3], Sliding(8, 8)),
+        ([1, 2, 3], Sliding(1, 1)),
+        ([1], Sliding(8, 4)),
+        ([], Sliding(8, 4, (1,))),
+    ],
+)
+def test_windows_that_score_nothing_are_refused(tokens: list[int], sliding: Sliding) -> None:
+    with pytest.raises(SessionError):
+        list(windows(tokens, sliding))
+
+
+def test_perplexity_of_known_probabilities() -> None:
+    probabilities = np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
+    tokens = [0, 1, 1, 2, 0, 0, 2]
+    expected = -np.mean([math.log(probabilities[a, b]) for a, b in pairwise(tokens)])
+    found = measure_perplexity(_Bigrams(np.log(probabilities) + 5), tokens, Sliding(4, 2))
+    assert found.n_tokens == 6
+    assert found.nats_per_token == pytest.approx(expected, rel=1e-12)
+    assert found.perplexity == pytest.approx(math.exp(expected), rel=1e-12)
+
+
+def test_divergence_of_known_probabilities() -> None:
+    p, q = np.array([[0.5, 0.5], [0.9, 0.1]]), np.array([[0.25, 0.75], [0.9, 0.1]])
+    tokens = [0, 1, 0, 1, 1]
+    found = measure_divergence(_Bigrams(np.log(p)), _Bigrams(np.log(q)), tokens, Sliding(8, 4))
+    one = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
+    assert found.mean == pytest.approx(one * 2 / 4, rel=1e-12)
+    assert found.largest == pytest.approx(one, rel=1e-12)
+    assert found.top1_agreement == 0.5
+    assert kl_divergence(log_softmax(np.log(p)), log_softmax(np.log(p))).tolist() == [0.0, 0.0]
+
+
+def test_logits_that_are_not_finite_are_refused() -> None:
+    table = np.zeros((3, 3))
+    table[1, 2] = np.nan
+    with pytest.raises(SessionError):
+        measure_perplexity(_Bigrams(table), [0, 1, 2], Sliding(8, 4))
+
+
+def _text(shared: Path, name: str) -> str:
+    if name == "stories260K":
+        stories = json.loads((shared / "data" / "text" / "tinystories_800.json").read_text())
+        return "\n".join(stories[:3])
+    path = shared / "data" / "text" / "gutenberg" / "the-secret-garden_17396.txt"
+    return path.read_text(encoding="utf-8")[40_000:44_000]
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("name", ["stories260K", "prose-7m"])
+def test_perplexity_by_cpp_and_by_reference(
+    name: str, shared_data: Path, request: pytest.FixtureRequest
+) -> None:
+    folder: Path = request.getfixturevalue("stories260k" if name == "stories260K" else "prose7m")
+    tokenizer = load_tokenizer(folder)
+    limit = 600 if name == "stories260K" else 300
+    tokens = tokenizer.encode_text(_text(shared_data, name))[:limit]
+    assert tokenizer.bos_id is not None
+    sliding = Sliding(256, 128, (tokenizer.bos_id,))
+    base = ReferenceEngine(NativeModel.from_folder(folder).reference_decoder())
+    print(f"\n{name}: {len(tokens)} tokens, context 256, stride 128")
+    print("format     reference   C++ exact   C++         mean KL    p99 KL     top-1")
+    plain = 0.0
+    for pack in PACKS:
+        model = NativeModel.from_folder(folder, pack)
+        reference = model.reference_decoder()
+        exact_reference = model.reference_decoder(exact=True)
+        expected = measure_perplexity(ReferenceEngine(reference), tokens, sliding)
+        expected_exact = measure_perplexity(ReferenceEngine(exact_reference), tokens, sliding)
+        with model.decoder(exact=True) as decoder:
+            exact = measure_perplexity(NativeEngine(decoder), tokens, sliding)
+        with model.decoder() as decoder:
+            found = measure_perplexity(NativeEngine(decoder), tokens, sliding)
+            divergence = measure_divergence(base, NativeEngine(decoder), tokens, sliding)
+        print(
+            f"{pack or 'as stored':10} {expected.perplexity:9.5f}   {exact.perplexity:9.5f}   "
+            f"{found.perplexity:9.5f}   {divergence.mean:.6f}   {divergence.p99:.6f}   "
+            f"{divergence.top1_agreement:.4f}"
+        )
+        assert exact.perplexity == pytest.approx(expected_exact.perplexity, rel=5e-5)
+        # Codes on ties and the half-precision cache move single predictions, hardly the mean.
+        assert found.perplexity == pytest.approx(expected.perplexity, rel=5e-3)
+        plain = plain or expected.perplexity
+        assert found.perplexity < plain * {None: 1.001, "int8": 1.02, "int4_g32": 1.25}[pack]
+        assert divergence.mean < {None: 1e-5, "int8": 5e-3, "int4_g32": 0.2}[pack]
+
+
+@pytest.mark.shared_data
+def test_command_line_gives_json(
+    stories260k: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time, there was a little girl. She liked to play.", "utf-8")
+    arguments = [str(stories260k), "--text", str(text), "--context", "32", "--stride", "16"]
+    assert main([*arguments, "--pack", "f32", "--pack", "int8"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    plain, packed = report["results"]
+    assert plain["perplexity"]["perplexity"] < 30
+    assert plain["bits_per_weight"] == 32.0
+    assert 8 < packed["bits_per_weight"] < 10
+    assert 0 < packed["divergence"]["mean"] < 0.01
+    assert main([*arguments, "--pack", "no-such-format"]) == 3
+    assert main([*arguments, "--stride", "32", "--context", "16"]) == 3
+    assert main([str(tmp_path / "nothing"), "--text", str(text)]) == 3
