@@ -6,9 +6,10 @@ transformers, so prompts are equal to `apply_chat_template` byte for byte.
 
 Message text cannot become control tokens (see `content_guard`). The strategy, in order:
 1. no dangerous place in any message (nearly always): the plain render is the prompt;
-2. marked render, all places; its text without markers must equal the plain render;
-3. the same without marks at the start of messages (a template may ask how a message starts);
-4. escape: a space goes into every dangerous place, and `escaped` says so.
+2. a marked render, every possible place; its text without markers must equal the plain render;
+3. fewer places (a template may look for words of its own in a message, "</think>" in an answer):
+   exact ones in answers, then everywhere, then without the start of messages;
+4. escape: a space goes into every exact place, and `escaped` says so.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import minijinja
 
 from qh_runtime.errors import TemplateError
 from qh_runtime.tokenizers.chat_tokenizer import ChatTokenizer, Prompt
-from qh_runtime.tokenizers.content_guard import ContentGuard, split_markers
+from qh_runtime.tokenizers.content_guard import ContentGuard, Marking, split_markers
 from qh_runtime.tokenizers.template_source import (
     TemplateKind,
     TemplateSource,
@@ -50,6 +51,12 @@ ALLOWED_VARIABLES = frozenset(
     }
 )
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+_MARKINGS = (
+    Marking(other="pairs", own="pairs"),
+    Marking(other="pairs", own="exact"),
+    Marking(other="exact", own="exact"),
+    Marking(other="exact", own="exact", edges=False),
+)
 _WORKER = Path(__file__).with_name("template_worker.py")
 # Without its own limits (other platforms) or on a starved machine the process gets this much time.
 _WALL_S = 10.0
@@ -154,8 +161,8 @@ class ChatTemplate:
             return RenderedPrompt(self._run([{**data, **rest}], when)[0])
         marker = self._guard.marker(list(data.values()), self._text, rest)
         jobs = [{**data, **rest}]
-        for edges in (True, False):
-            marked = {k: self._guard.mark(v, marker, edges=edges) for k, v in data.items()}
+        for marking in _MARKINGS:
+            marked = {k: self._guard.mark(v, marker, marking) for k, v in data.items()}
             jobs.append({**marked, **rest})
         plain, *renders = self._run(jobs, when, keep_going=True)
         for render in renders:

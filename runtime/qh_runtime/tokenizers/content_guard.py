@@ -7,9 +7,10 @@ message text (a marker is inside them) and which the template wrote (none is). T
 then taken out again; `chat_template` checks that what remains is what an unmarked render gives.
 
 Marked places, for every control token t and without regard to case:
-- each place where the first two characters of t stand, because any t needs them in a row;
-- a last character that is the first of some t: the rest may come from the next text;
-- the start of a message that begins with a proper end of t, or is a whole inner part of t: the
+- "pairs": each place where the first two characters of t stand, because any t needs them in a row,
+  whatever a template cuts out of the text behind them; "exact": only where t itself stands;
+- an end of the text that begins some t: the rest may come from the next text;
+- the start of a text that begins with a proper end of t, or is a whole inner part of t: the
   first characters may come from the text before.
 """
 
@@ -18,15 +19,61 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-__all__ = ["ContentGuard", "split_markers"]
+__all__ = ["ContentGuard", "Marking", "split_markers"]
 
 # Private-use plane 16: no font, script or vocabulary has a use for it.
 _PRIVATE = range(0x100000, 0x10FFFE)
 # Fields that templates compare or spell out; they hold fixed words, not text.
 _FIXED_FIELDS = frozenset({"role", "type"})
 REPLACEMENT = "\ufffd"
+
+
+Precision = Literal["pairs", "exact"]
+
+
+@dataclass(frozen=True)
+class Marking:
+    """How densely to mark. own: in the assistant's messages; edges: the start of texts as well."""
+
+    other: Precision
+    own: Precision
+    edges: bool = True
+
+
+class _Tokens:
+    """What the places of one set of control tokens are found with."""
+
+    def __init__(self, tokens: Sequence[str]) -> None:
+        low = [_lower(token) for token in tokens]
+        pairs = sorted({token[:2] for token in low})
+        self.pairs = _anywhere(pairs)
+        self.exact = _anywhere(sorted(low, key=len, reverse=True))
+        self.starts = {token[:length] for token in low for length in range(1, len(token))}
+        self.ends = {token[at:] for token in low for at in range(1, len(token))}
+        self.all = tuple(low)
+        self.longest = max(map(len, low), default=0)
+
+    def find(self, text: str, precision: Precision, edges: bool) -> set[int]:
+        pattern = self.pairs if precision == "pairs" else self.exact
+        found = {match.start() + 1 for match in pattern.finditer(text)}
+        head, tail = _lower(text[: self.longest]), _lower(text[-self.longest :])
+        for length in range(1, min(len(tail), self.longest - 1) + 1):
+            if tail[-length:] in self.starts:
+                found.add(len(text) - length + 1)
+        if edges and self._may_continue(text, head):
+            found.add(0)
+        return found
+
+    def _may_continue(self, text: str, head: str) -> bool:
+        """Return whether text could be the rest, or an inner part, of a control token."""
+        if not head:
+            return False
+        if any(head[:length] in self.ends for length in range(1, len(head) + 1)):
+            return True
+        return len(text) < self.longest and any(head in token for token in self.all)
 
 
 class ContentGuard:
@@ -39,15 +86,14 @@ class ContentGuard:
     """
 
     def __init__(self, control_tokens: Iterable[str], special_tokens: Iterable[str] = ()) -> None:
-        tokens = [token for token in control_tokens if token]
+        tokens = [token for token in dict.fromkeys(control_tokens) if token]
         self._single = re.compile(
             "|".join(re.escape(token) for token in tokens if len(token) == 1) or "(?!)"
         )
         tokens = [token for token in tokens if len(token) > 1]
-        special = {token for token in special_tokens if len(token) > 1}
-        self._tokens = tuple(token.lower() for token in tokens)
-        self._start_pattern = _starts(tokens)
-        self._strict_pattern = _starts([token for token in tokens if token in special])
+        special = set(special_tokens)
+        self._all = _Tokens(tokens)
+        self._strict = _Tokens([token for token in tokens if token in special])
         self._own = tuple(token for token in tokens if token not in special)
 
     def has_risk(self, value: Any) -> bool:
@@ -56,35 +102,29 @@ class ContentGuard:
             self._single.search(text) or self.places(text) for text, _ in _texts(value, True)
         )
 
-    def places(self, text: str, *, own: bool = False, edges: bool = True) -> list[int]:
+    def places(
+        self,
+        text: str,
+        *,
+        own: bool = False,
+        precision: Precision = "pairs",
+        edges: bool = True,
+    ) -> list[int]:
         """Return the ascending offsets at which a marker belongs.
 
         Args:
             text: message text.
             own: the text is the model's own, so tokens that are not special are left alone.
+            precision: see the module.
             edges: whether the start of the text is looked at as well.
         """
-        pattern = self._strict_pattern if own else self._start_pattern
-        found = {match.start() + 1 for match in pattern.finditer(text)}
-        if own:
-            for token in self._own:
-                for match in re.finditer(re.escape(token), text):
-                    found.difference_update({match.start() + 1})
-        if edges and self._may_continue(text):
-            found.add(0)
+        if not own:
+            return sorted(self._all.find(text, precision, edges))
+        found = self._strict.find(text, precision, edges)
+        for token in self._own:
+            for match in re.finditer(re.escape(token), text):
+                found.discard(match.start() + 1)
         return sorted(found)
-
-    def _may_continue(self, text: str) -> bool:
-        """Return whether text could be the rest, or an inner part, of a control token."""
-        low = text[:512].lower()
-        if not low:
-            return False
-        for token in self._tokens:
-            if len(low) < len(token) and low in token:
-                return True
-            if any(low.startswith(token[at:]) for at in range(1, len(token))):
-                return True
-        return False
 
     def marker(self, *values: Any) -> str:
         """Return a private-use character that occurs in none of the texts."""
@@ -94,11 +134,13 @@ class ContentGuard:
             if char not in used:
                 return char
 
-    def mark(self, value: Any, marker: str, *, edges: bool = True) -> Any:
+    def mark(self, value: Any, marker: str, marking: Marking) -> Any:
         """Return a copy of messages, tools or documents with markers in all texts."""
 
         def change(text: str, own: bool) -> str:
-            return _insert(text, self.places(text, own=own, edges=edges), marker)
+            precision = marking.own if own else marking.other
+            places = self.places(text, own=own, precision=precision, edges=marking.edges)
+            return _insert(text, places, marker)
 
         return _map_texts(value, change, False)
 
@@ -106,7 +148,7 @@ class ContentGuard:
         """Return a copy in which a space breaks every dangerous place; the last resort."""
 
         def change(text: str, own: bool) -> str:
-            return _insert(text, self.places(text), " ")
+            return _insert(text, self.places(text, own=own, precision="exact"), " ")
 
         return _map_texts(value, change, False)
 
@@ -133,15 +175,17 @@ class ContentGuard:
         return value
 
 
-def _starts(tokens: Sequence[str]) -> re.Pattern[str]:
-    """Return a pattern for places where two characters begin a token, or one at the text's end."""
-    pairs = sorted({token[:2].lower() for token in tokens})
-    firsts = sorted({token[0].lower() for token in tokens})
-    if not pairs:
+def _lower(text: str) -> str:
+    """Return text in lower case, as long as it was (one letter of Turkish grows)."""
+    low = text.lower()
+    return low if len(low) == len(text) else "".join(c.lower()[:1] for c in text)
+
+
+def _anywhere(texts: Sequence[str]) -> re.Pattern[str]:
+    """Return a pattern that matches, without consuming, wherever one of the texts stands."""
+    if not texts:
         return re.compile("(?!)")
-    two = "|".join(f"(?={re.escape(pair)})" for pair in pairs)
-    one = "|".join(re.escape(first) for first in firsts)
-    return re.compile(rf"(?:{two})|(?=(?:{one})\Z)", re.IGNORECASE)
+    return re.compile(f"(?={'|'.join(map(re.escape, texts))})", re.IGNORECASE)
 
 
 def _insert(text: str, places: Sequence[int], piece: str) -> str:

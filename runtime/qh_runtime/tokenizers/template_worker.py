@@ -69,6 +69,13 @@ def _environment(request: dict[str, Any]) -> Any:
             value, ensure_ascii=ensure_ascii, indent=indent, separators=pair, sort_keys=sort_keys
         )
 
+    def is_iterable(value: object) -> bool:
+        # minijinja counts none as an empty list; templates ask whether tools is iterable.
+        return hasattr(value, "__iter__")
+
+    def is_sequence(value: object) -> bool:
+        return hasattr(value, "__len__") and hasattr(value, "__getitem__")
+
     now = datetime.fromisoformat(request["now"])
     return minijinja.Environment(
         fuel=request["fuel"],
@@ -77,6 +84,7 @@ def _environment(request: dict[str, Any]) -> Any:
         undefined_behavior="lenient",
         auto_escape_callback=lambda name: None,
         filters={"tojson": tojson},
+        tests={"iterable": is_iterable, "sequence": is_sequence},
         globals={"raise_exception": raise_exception, "strftime_now": strftime_now},
         debug=False,
     )
