@@ -10,8 +10,8 @@ The published method has one scale per tensor; it is stored once per row, so tha
 per-row-scaled checkpoints have the same form.
 
 Quantizer: s = max(mean|W|, 1e-5) over the whole tensor; code = clip(round_half_even(w / s), -1, 1).
-Bound: abs error <= max(s / 2, |w| - s) + s * 2**-20: rounding inside, clipping outside, and float32
-rounding of s.
+Bound: abs error <= max(s / 2, |w| - s) + (s + |w|) * 2**-20: rounding inside, clipping outside, and
+the float32 rounding of s and of this bound itself.
 Source: Ma et al. 2024, "The Era of 1-bit LLMs" (BitNet b1.58), equations 1 to 3.
 """
 
@@ -67,7 +67,8 @@ class TernaryFormat(RowScales, TiledFormat):
 
     def error_bound(self, weights: NDArray[np.float32]) -> NDArray[np.float32]:
         scale = absmean([weights])
-        bound = np.maximum(scale / 2, np.abs(weights) - scale) + scale * np.float32(2**-20)
+        size = np.abs(weights)
+        bound = np.maximum(scale / 2, size - scale) + (scale + size) * np.float32(2**-20)
         return np.asarray(bound, np.float32)
 
     def _words(self, codes: Codes, padded: Shape) -> Words:
