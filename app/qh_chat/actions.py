@@ -6,12 +6,13 @@ screen or a shell commonly owns (ctrl+a b s q z c d).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from textual.binding import Binding
 
-__all__ = ["ACTIONS", "Action", "Place", "action_ids", "bindings_for", "keys_text"]
+__all__ = ["ACTIONS", "Action", "Place", "action_ids", "bindings_for", "keys_of", "keys_text"]
 
 Place = Literal["app", "chat", "composer", "transcript", "chats", "models"]
 
@@ -111,7 +112,14 @@ def bindings_for(place: Place) -> list[Binding]:
     ]
 
 
-def keys_text(action: Action, keys: dict[str, str] | None = None) -> str:
+def keys_of(action_id: str, rebound: Mapping[str, str]) -> frozenset[str]:
+    """Textual names of the keys of an action. Raises KeyError."""
+    table = {action.id: action.keys for action in ACTIONS}
+    keys = rebound.get(action_id, table[action_id])
+    return frozenset(key.strip() for key in keys.split(",") if key.strip())
+
+
+def keys_text(action: Action, keys: Mapping[str, str] | None = None) -> str:
     """The keys of an action as a person reads them."""
     found = (keys or {}).get(action.id, action.keys)
     names = {"escape": "esc", "slash": "/", "left": "←", "right": "→", "up": "↑", "down": "↓"}

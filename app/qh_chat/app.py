@@ -32,6 +32,7 @@ from qh_chat.screens.models import ModelsScreen
 from qh_chat.screens.settings import SettingsScreen
 from qh_chat.settings import Settings, Value
 from qh_chat.settings_file import save_values
+from qh_chat.terminal_keys import teach_alt_enter
 from qh_chat.themes import DARK, LIGHT
 from qh_chat.widgets.composer import Composer
 from qh_chat.widgets.status_bar import StatusBar
@@ -81,6 +82,7 @@ class QhChatApp(App[int]):
         measure_memory: bool = True,
     ) -> None:
         super().__init__()
+        teach_alt_enter()
         self.settings = settings
         self.places = places
         self.models = models

@@ -68,12 +68,14 @@ class ChatScreen(AnsweringScreen):
         self._draft = ""
 
     def compose(self) -> ComposeResult:
+        # Before the first frame, so that nothing jumps.
+        self._fold(*self.app.size)
         with Horizontal(id="middle"):
             yield ChatList(self.app.clock)
             with Vertical(id="main"):
                 yield Transcript()
         yield Static("", id="banner", markup=False)
-        yield Composer()
+        yield Composer(self.app.settings.keys)
         yield StatusBar()
         yield Static("qh-chat needs 60 × 16 cells.\nMake the window larger.", id="too-small")
 
@@ -86,7 +88,9 @@ class ChatScreen(AnsweringScreen):
 
     def on_resize(self, event: events.Resize) -> None:
         """Fold what does not fit."""
-        width, height = event.size
+        self._fold(*event.size)
+
+    def _fold(self, width: int, height: int) -> None:
         self.set_class(width >= WIDE, "-wide")
         self.set_class(width < WIDE, "-narrow")
         self.set_class(width < TINY[0] or height < TINY[1], "-tiny")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
 
 from textual import events
-from textual.binding import BindingType
 from textual.widgets import TextArea
 
-from qh_chat.actions import bindings_for
+from qh_chat.actions import keys_of
 from qh_chat.inert import inert
 from qh_chat.messages import DraftChanged, EditLastAsked, Submitted
 
@@ -18,11 +17,13 @@ LONGEST_PASTE = 1_000_000
 
 
 class Composer(TextArea):
-    """A text area that grows with its text up to eight lines."""
+    """A text area that grows with its text up to eight lines.
 
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for("composer")]
+    Args:
+        keys: rebound keys by action id.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, keys: Mapping[str, str] | None = None) -> None:
         super().__init__(
             id="composer",
             soft_wrap=True,
@@ -31,6 +32,8 @@ class Composer(TextArea):
             highlight_cursor_line=False,
             placeholder="Ask anything",
         )
+        self._send_keys = keys_of("send", keys or {})
+        self._newline_keys = keys_of("newline", keys or {})
         self.border_title = "Message"
         self.border_subtitle = "enter send · ctrl+j newline"
 
@@ -46,7 +49,7 @@ class Composer(TextArea):
 
     def action_newline(self) -> None:
         """Insert a line break at the cursor."""
-        self.insert("\n")
+        self.replace("\n", *self.selection, maintain_selection_offset=False)
 
     def action_cursor_up(self, select: bool = False) -> None:
         """Move up, or ask for the last message when there is nothing to move in."""
@@ -56,18 +59,21 @@ class Composer(TextArea):
             super().action_cursor_up(select)
 
     async def _on_key(self, event: events.Key) -> None:
-        # The text area takes enter as text before bindings are asked.
-        if event.key == "enter":
+        # Not bindings: those run after the key has bubbled, when the next keys of a fast typist
+        # or a script are already in the text.
+        if event.key in self._send_keys:
             event.prevent_default()
             event.stop()
             self.action_send()
-            return
-        await super()._on_key(event)
+        elif event.key in self._newline_keys:
+            event.prevent_default()
+            event.stop()
+            self.action_newline()
 
     async def _on_paste(self, event: events.Paste) -> None:
         # What is pasted may come from anywhere and is drawn as it is typed: made inert at once.
+        # Textual calls the handler of the base class after this one, with the same event.
         event.text = inert(event.text.replace("\r\n", "\n").replace("\r", "\n"))[:LONGEST_PASTE]
-        await super()._on_paste(event)
 
     def on_text_area_changed(self, event: TextArea.Changed) -> None:
         """Pass the draft on."""

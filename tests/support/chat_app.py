@@ -1,0 +1,120 @@
+"""The app on a scripted engine with a fixed clock, and waiting for what a test expects to see."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from textual.pilot import Pilot
+
+from qh_chat.app import QhChatApp
+from qh_chat.places import Places
+from qh_chat.settings import Settings
+from qh_chat.widgets.message import MessageView
+from qh_runtime.session.events import GenerationStats
+from tests.support.fake_engine import FakeEngine, FakeModels, Script
+
+__all__ = ["FIXED_STATS", "ChatPilot", "chat_app"]
+
+NOW = 1_800_000_000.0
+
+FIXED_STATS = GenerationStats(
+    prompt_tokens=0,
+    reused_tokens=0,
+    tokens=0,
+    prefill_s=0.4,
+    decode_s=2.9,
+    first_token_s=0.42,
+    tokens_per_s=31.2,
+    prefill_tokens_per_s=120.0,
+    context_used=0,
+    context_length=4096,
+    seed=7,
+)
+
+
+class ChatPilot:
+    """Drives the app as a person does, and waits instead of sleeping.
+
+    Attributes:
+        app: the app. pilot: Textual's own driver.
+    """
+
+    def __init__(self, app: QhChatApp, pilot: Pilot[int]) -> None:
+        self.app = app
+        self.pilot = pilot
+
+    @property
+    def views(self) -> list[MessageView]:
+        """The messages on screen."""
+        return self.app.chat.transcript.views
+
+    @property
+    def texts(self) -> list[str]:
+        """What the messages on screen hold."""
+        return [view.text for view in self.views]
+
+    async def until(self, check: Callable[[], bool], seconds: float = 10.0) -> None:
+        """Wait until something holds. Raises AssertionError after the time."""
+        for _ in range(round(seconds / 0.02)):
+            if check():
+                await self.pilot.pause()
+                return
+            await asyncio.sleep(0.02)
+        raise AssertionError(f"did not come true within {seconds} s; on screen: {self.texts}")
+
+    async def ready(self) -> None:
+        """Wait for the model."""
+        await self.until(lambda: self.app.engine_info is not None)
+
+    async def idle(self) -> None:
+        """Wait for the end of the running answer."""
+        await self.until(lambda: not self.app.chat.answering)
+
+    async def say(self, text: str, *, wait: bool = True) -> None:
+        """Send a message, and wait for the whole answer."""
+        self.app.chat.composer.put(text)
+        self.app.chat.composer.focus()
+        await self.pilot.press("enter")
+        await self.until(lambda: self.app.chat.composer.text == "")
+        if wait:
+            await self.idle()
+
+    async def press(self, *keys: str) -> None:
+        """Press keys."""
+        await self.pilot.press(*keys)
+        await self.pilot.pause()
+
+
+@asynccontextmanager
+async def chat_app(
+    folder: Path,
+    *scripts: Script,
+    models: FakeModels | None = None,
+    settings: Settings | None = None,
+    size: tuple[int, int] = (80, 24),
+    clock: Callable[[], float] = lambda: NOW,
+) -> AsyncIterator[ChatPilot]:
+    """The app, with its model loaded.
+
+    Args:
+        folder: where it keeps its files. scripts: answers of the model, in order.
+        models: another source of models. settings: default settings otherwise.
+    """
+    engine = FakeEngine(scripts or (Script("Hello there."),), fixed_stats=FIXED_STATS)
+    settings = (settings or Settings()).with_value("look.blink", False)
+    app = QhChatApp(
+        settings,
+        Places.below(folder, folder, folder),
+        models or FakeModels({"built-in": engine}),
+        clock=clock,
+        measure_memory=False,
+    )
+    app.animation_level = "none"
+    async with app.run_test(size=size) as pilot:
+        chat = ChatPilot(app, pilot)
+        if models is None:
+            await chat.ready()
+        yield chat
