@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import pytest
 from qh_runtime.errors import SessionError
 from qh_runtime.evaluation.__main__ import main
 from qh_runtime.evaluation.divergence import kl_divergence, measure_divergence
-from qh_runtime.evaluation.engines import NativeEngine, ReferenceEngine
+from qh_runtime.evaluation.engines import CHUNK_TOKENS, NativeEngine, ReferenceEngine
 from qh_runtime.evaluation.perplexity import log_softmax, measure_perplexity
 from qh_runtime.evaluation.windows import Sliding, windows
 from qh_runtime.tokenizers.from_hf import load_tokenizer
@@ -29,8 +29,9 @@ class _Bigrams:
     def __init__(self, table: np.ndarray) -> None:
         self.table = table
 
-    def logits(self, tokens: Sequence[int]) -> np.ndarray:
-        return self.table[list(tokens)]
+    def logits(self, tokens: Sequence[int], first: int) -> Iterator[np.ndarray]:
+        for begin in range(first, len(tokens), CHUNK_TOKENS):
+            yield self.table[list(tokens[begin : begin + CHUNK_TOKENS])]
 
 
 @pytest.mark.parametrize("prefix", [(), (3,)])
@@ -39,11 +40,13 @@ def test_every_token_is_scored_once(context: int, stride: int, prefix: tuple[int
     tokens = np.random.default_rng(1).integers(0, 50, size=43).tolist()
     scored: list[int] = []
     for window in windows(tokens, Sliding(context, stride, prefix)):
-        assert len(window.tokens) <= context
+        assert len(window.tokens) < context
         assert window.tokens[: len(prefix)] == list(prefix)
         for offset, target in enumerate(window.targets):
-            # Row i of the logits predicts token i + 1.
-            assert window.tokens[window.first + offset + 1] == target
+            # Row i of the logits predicts token i + 1; the last target is not given away.
+            seen = [*window.tokens, window.targets[-1]]
+            assert seen[window.first + offset + 1] == target
+        assert len(window.tokens) == window.first + len(window.targets)
         scored += window.targets
     assert scored == tokens[0 if prefix else 1 :]
 
@@ -71,6 +74,17 @@ def test_perplexity_of_known_probabilities() -> None:
     assert found.n_tokens == 6
     assert found.nats_per_token == pytest.approx(expected, rel=1e-12)
     assert found.perplexity == pytest.approx(math.exp(expected), rel=1e-12)
+
+
+def test_perplexity_does_not_depend_on_chunks() -> None:
+    table = np.random.default_rng(5).standard_normal((40, 40))
+    tokens = np.random.default_rng(6).integers(0, 40, size=5 * CHUNK_TOKENS).tolist()
+    pairs = list(pairwise(tokens))
+    expected = -np.mean([log_softmax(table[a])[b] for a, b in pairs])
+    for sliding in (Sliding(1000, 500), Sliding(CHUNK_TOKENS + 7, CHUNK_TOKENS), Sliding(9, 2)):
+        found = measure_perplexity(_Bigrams(table), tokens, sliding)
+        assert found.n_tokens == len(pairs)
+        assert found.nats_per_token == pytest.approx(expected, rel=1e-12)
 
 
 def test_divergence_of_known_probabilities() -> None:
@@ -131,8 +145,9 @@ def test_perplexity_by_cpp_and_by_reference(
             f"{divergence.top1_agreement:.4f}"
         )
         assert exact.perplexity == pytest.approx(expected_exact.perplexity, rel=5e-5)
-        # Codes on ties and the half-precision cache move single predictions, hardly the mean.
-        assert found.perplexity == pytest.approx(expected.perplexity, rel=5e-3)
+        # One code on a tie changes what the next layer quantizes, so the noise of quantization is
+        # drawn anew: about sqrt(2 * KL / n_tokens) of the mean, 2e-3 nats for int8 here.
+        assert found.perplexity == pytest.approx(expected.perplexity, rel=1e-2)
         plain = plain or expected.perplexity
         assert found.perplexity < plain * {None: 1.001, "int8": 1.02, "int4_g32": 1.25}[pack]
         assert divergence.mean < {None: 1e-5, "int8": 5e-3, "int4_g32": 0.2}[pack]

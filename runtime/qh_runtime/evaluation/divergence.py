@@ -50,10 +50,10 @@ def measure_divergence(
     divergences: list[NDArray[np.float64]] = []
     agreements = 0
     for window in windows(tokens, sliding):
-        rows = slice(window.first, window.first + len(window.targets))
-        expected, found = (engine.logits(window.tokens)[rows] for engine in (base, other))
-        divergences.append(kl_divergence(log_softmax(expected), log_softmax(found)))
-        agreements += int((expected.argmax(axis=-1) == found.argmax(axis=-1)).sum())
+        chunks = (engine.logits(window.tokens, window.first) for engine in (base, other))
+        for expected, found in zip(*chunks, strict=True):
+            divergences.append(kl_divergence(log_softmax(expected), log_softmax(found)))
+            agreements += int((expected.argmax(axis=-1) == found.argmax(axis=-1)).sum())
     values = np.concatenate(divergences)
     return Divergence(
         mean=float(values.mean()),

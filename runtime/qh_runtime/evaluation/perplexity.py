@@ -51,10 +51,12 @@ def measure_perplexity(
     """
     total, count = 0.0, 0
     for window in windows(tokens, sliding):
-        rows = engine.logits(window.tokens)[window.first : window.first + len(window.targets)]
-        likelihoods = log_softmax(rows)[np.arange(len(window.targets)), window.targets]
-        total -= float(likelihoods.sum())
-        count += len(window.targets)
+        done = 0
+        for rows in engine.logits(window.tokens, window.first):
+            targets = window.targets[done : done + len(rows)]
+            total -= float(log_softmax(rows)[np.arange(len(rows)), targets].sum())
+            done += len(rows)
+        count += done
     mean = total / count
     # A perplexity too large for a float is infinite, not an error: it is what was measured.
     perplexity = math.exp(mean) if mean < 700 else math.inf

@@ -15,7 +15,7 @@ class Sliding:
     """How a text is cut.
 
     Attributes:
-        context_length: tokens that a window holds, its prefix included.
+        context_length: tokens that a window holds, its prefix and last target included.
         stride: tokens between the starts of windows.
         prefix: tokens before every window, such as the bos token; never scored.
     """
@@ -30,7 +30,7 @@ class Window:
     """A piece of a text.
 
     Attributes:
-        tokens: what the decoder sees; prefix first.
+        tokens: what the decoder sees; prefix first. The last target is not among them.
         targets: ids that are scored.
         first: row of the logits that predicts targets[0]; later targets follow.
     """
@@ -74,7 +74,7 @@ def windows(tokens: Sequence[int], sliding: Sliding) -> Iterator[Window]:
         end = min(begin + room, len(tokens))
         # Row i of the logits predicts token i + 1 of what the decoder sees.
         yield Window(
-            tokens=[*prefix, *tokens[begin:end]],
+            tokens=[*prefix, *tokens[begin : end - 1]],
             targets=list(tokens[scored:end]),
             first=len(prefix) + scored - begin - 1,
         )
