@@ -1,0 +1,102 @@
+"""Start to first token of a whole process, and its memory against the plan."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qh_runtime.errors import SessionError
+
+__all__ = ["StartRow", "measure_start"]
+
+
+@dataclass(frozen=True)
+class StartRow:
+    """One start of `qh-chat run`.
+
+    Attributes:
+        state: "cold" makes the packed weights, "warm" maps those of a start before. Files may be in
+            the system's cache either way, as they were just written.
+        start_to_first_token_s: from the creation of the process to its first token line.
+        rss_bytes: largest resident set of the process. planned_bytes: total of its plan.
+        rss_over_plan: their quotient; below 1 where planned memory was never touched.
+    """
+
+    kind: str
+    shape: str
+    format: str
+    isa: str
+    threads: int
+    state: str
+    start_to_first_token_s: float
+    rss_bytes: int
+    planned_bytes: int
+    rss_over_plan: float
+
+
+def measure_start(
+    shape: str, folder: Path, home: Path, state: str, threads: int, context_length: int
+) -> StartRow:
+    """Run one prompt in a process of its own.
+
+    Args:
+        home: QH_HOME of that process; packed weights are kept below it.
+        context_length: small, so that what is planned is also touched.
+
+    Raises:
+        SessionError: the process failed. Facts: exit_code, stderr.
+    """
+    command = [sys.executable, "-m", "qh_chat.cli", "run", "-m", str(folder), "--json", "--offline"]
+    command += ["--raw", "--max-tokens", "8", "--temp", "0", "--threads", str(threads)]
+    command += ["--context", str(context_length), "abcd " * (context_length // 8)]
+    environment = {**os.environ, "QH_HOME": str(home)}
+    # The child must find the same packages, whether installed or run from a source tree.
+    environment["PYTHONPATH"] = os.pathsep.join(x for x in sys.path if x)
+    begun = time.perf_counter()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        stderr: list[str] = []
+        reader = threading.Thread(target=lambda: stderr.append(process.stderr.read()))  # type: ignore[union-attr]
+        reader.start()
+        first: float | None = None
+        model: dict[str, Any] = {}
+        for line in process.stdout:
+            event = json.loads(line)
+            if event["type"] == "token" and first is None:
+                first = time.perf_counter() - begun
+            elif event["type"] == "model":
+                model = event
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        reader.join()
+    if process.returncode != 0 or first is None:
+        raise SessionError(
+            f"start of {shape}: expected a token and exit code 0, found {process.returncode}",
+            hint="see the log",
+            exit_code=process.returncode,
+            stderr="".join(stderr)[-2000:],
+        )
+    # ru_maxrss is in KiB on Linux and in bytes on macOS.
+    rss = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return StartRow(
+        kind="start",
+        shape=shape,
+        format=str(model["format"]),
+        isa=str(model["isa"]),
+        threads=threads,
+        state=state,
+        start_to_first_token_s=first,
+        rss_bytes=rss,
+        planned_bytes=int(model["planned_bytes"]),
+        rss_over_plan=rss / int(model["planned_bytes"]),
+    )
