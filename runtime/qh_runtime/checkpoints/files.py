@@ -74,7 +74,7 @@ def resolve_file(folder: Path, name: str) -> Path:
     try:
         root = folder.resolve(strict=True)
         real = path.resolve(strict=True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"{quoted(name)}: expected a file in {quoted(folder.name)}, not found",
             hint=_HINT,
