@@ -93,7 +93,7 @@ def linear_quantized(
     rows: tuple[int, int] | None = None,
     out: F32 | None = None,
 ) -> F32:
-    """Return y (n_tokens, matrix.rows) = x W^T for a packed format, exact as `scalar/linear.h` says.
+    """Return y (n_tokens, matrix.rows) = x W^T for a packed format, bit for bit as `scalar/linear.h`.
 
     Args:
         matrix: packed weights.
@@ -160,7 +160,8 @@ def unpack_row(matrix: Matrix, row: int, *, isa: str | None = None) -> F32:
 def quantize_token(x: F32, *, isa: str | None = None) -> QuantizedTokens:
     """Return codes of each row of x (n_tokens, cols) with one scale per token.
 
-    float32 arithmetic: a = 127 / max(max|x|, 1e-5); code = clamp(round_half_even(x * a), -128, 127);
+    float32 arithmetic: a = 127 / max(max|x|, 1e-5);
+    code = clamp(round_half_even(x * a), -128, 127);
     scale = 1 / a. A row with a non-finite value gets codes 0 and scale NaN.
     Source: Ma et al. 2024 (BitNet b1.58), section 2.
 
