@@ -82,9 +82,9 @@ def random_tensors(spec: DecoderSpec, *, seed: int = 1, dtype: str = "BF16") -> 
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, tuple[str, NDArray[Any]]], *, padding: int = 0
+    path: Path, tensors: Mapping[str, tuple[str, NDArray[Any]]], *, misaligned_by: int = 0
 ) -> None:
-    """A safetensors file in the given order; `padding` spaces end the header."""
+    """A safetensors file in the given order; data begins at a multiple of 8 or beside it."""
     header: dict[str, Any] = {}
     data = b""
     for name, (dtype, array) in tensors.items():
@@ -92,7 +92,8 @@ def write_tensors(
         span = [len(data), len(data) + len(raw)]
         header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": span}
         data += raw
-    path.write_bytes(file_bytes(json.dumps(header) + " " * padding, data))
+    text = json.dumps(header)
+    path.write_bytes(file_bytes(text + " " * (-len(text) % 8 + misaligned_by), data))
 
 
 def write_checkpoint(
