@@ -254,6 +254,14 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
         ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "architectures"),
         ("llama", {"architectures": ["BitnetForCausalLM"]}, "architectures"),
         ("llama", {"architectures": "LlamaForCausalLM"}, "architectures"),
+        ("qwen3", {"architectures": ["Qwen3Model"]}, "architectures"),
+        ("qwen3", {"is_causal": False, "v_head_dim": 16}, "is_causal"),
+        ("llama", {"activation": "geglu"}, "activation"),
+        (
+            "qwen2",
+            {"dual_chunk_attention_config": {"chunk_size": 1}},
+            "dual_chunk_attention_config",
+        ),
         ("llama", {"quantization_config": {"use_rms_norm": True}}, "use_rms_norm"),
         ("mistral", {"sliding_window": 0}, "sliding_window"),
         ("mistral", {"attention_bias": True}, "attention_bias"),
@@ -298,7 +306,13 @@ def test_things_that_are_no_config_are_refused(config: Any) -> None:
         {"layer_types": ["full_attention"] * 2},
         {"license": "apache-2.0", "trained_on": {"tokens": 1e12}},
         {"architectures": ["LlamaForCausalLM"]},
+        {"architectures": ["LLaMAForCausalLM"]},
         {"architectures": []},
+        {
+            "activation": "swiglu",
+            "use_flash_attention_2": True,
+            "attention_probs_dropout_prob": 0.1,
+        },
     ],
 )
 def test_neutral_values_of_unknown_keys_pass(changes: dict[str, Any]) -> None:

@@ -44,6 +44,17 @@ def test_f32_equals_transformers(tiny: TinyCheckpoints, name: str, isa_name: str
     assert_within(found, expected, 1e-4, relative=True, label=f"{name} {isa_name}")
 
 
+@pytest.mark.parametrize("name", ["llama-llama3-rope", "llama-linear-rope", "mistral-window"])
+def test_far_positions_equal_transformers(tiny: TinyCheckpoints, name: str) -> None:
+    """At position 1500 a last-bit error of a frequency turns an angle by 1e-4."""
+    folder = tiny.folder(name)
+    tokens = np.random.default_rng(8).integers(2, 131, size=1500).tolist()
+    expected = oracle_logits(load_oracle(folder), tokens)
+    with NativeModel.from_folder(folder).decoder(exact=True, context_length=1500) as decoder:
+        found = decoder.forward(tokens)
+    assert_within(found, expected, 1e-3, relative=True, label=name)
+
+
 @pytest.mark.parametrize("pack", ["f16", "bf16"])
 @pytest.mark.parametrize("name", ["llama-biases", "qwen3"])
 def test_half_formats_equal_the_reference(

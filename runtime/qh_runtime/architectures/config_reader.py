@@ -23,12 +23,12 @@ _T = TypeVar("_T")
 # inference. Dropout is off at inference; pretraining_tp only ordered the sums of training;
 # initializers act before training.
 _HARMLESS_NAMES = """
-    architectures attention_dropout attn_implementation auto_map
+    architectures attn_implementation auto_map
     bad_words_ids begin_suppress_tokens bos_token_id chat_template chunk_size_feed_forward
     cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype
     early_stopping embd_pdrop encoder_no_repeat_ngram_size eos_token_id
     exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
-    hidden_dropout id2label initializer_range is_bitnet_config is_decoder is_encoder_decoder
+    id2label initializer_range is_bitnet_config is_decoder is_encoder_decoder
     label2id length_penalty max_length max_sequence_length min_length model_type
     no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences
     output_attentions output_hidden_states output_scores pad_token_id prefix pretraining_tp
@@ -39,6 +39,9 @@ _HARMLESS_NAMES = """
     use_bfloat16 use_cache
 """
 _HARMLESS = frozenset(_HARMLESS_NAMES.split())
+
+# Dropout is off at inference, and flash attention computes the same by another route.
+_HARMLESS_PARTS = re.compile("dropout|flash")
 
 # A name with one of these parts speaks of the computation; see `finish`.
 _MATHEMATICS = re.compile(
@@ -182,7 +185,9 @@ class ConfigReader:
                 raise self.refuse(shown(key), "keys that are strings")
             if key in self._read or _is_neutral(key, value):
                 continue
-            harmless = key in _HARMLESS or key.startswith("_")
+            harmless = (
+                key in _HARMLESS or key.startswith("_") or _HARMLESS_PARTS.search(key) is not None
+            )
             if every_key or (not harmless and _MATHEMATICS.search(key)):
                 raise self.refuse(
                     key,

@@ -24,6 +24,9 @@ __all__ = [
     "window_layers",
 ]
 
+# How the first conversions of Llama spelled LlamaForCausalLM.
+_OLD_NAMES = frozenset({"LLaMAForCausalLM"})
+
 # Far beyond any published model of these types, and small enough that no product overflows int64.
 _MAX_LAYERS = 512
 _MAX_HIDDEN = 65536
@@ -94,6 +97,9 @@ def build_spec(
         UnsupportedArchitectureError: facts key, value, expected.
     """
     _check_head(config, class_name)
+    config.require("is_causal", (True,), "tokens that see later ones are not supported")
+    # Falcon3 names its gated MLP once more.
+    config.require("activation", ("swiglu",), "this activation is not supported")
     hidden_size = config.integer("hidden_size", defaults.hidden_size, 1, _MAX_HIDDEN)
     intermediate_size = config.integer(
         "intermediate_size", defaults.intermediate_size, 1, _MAX_INTERMEDIATE
@@ -219,8 +225,7 @@ def window_layers(config: ConfigReader, defaults: Defaults) -> tuple[int, ...]:
 def _check_head(config: ConfigReader, class_name: str) -> None:
     """A checkpoint of these types may hold a classifier or an encoder instead."""
     names = config.strings("architectures")
-    base = class_name.removesuffix("ForCausalLM") + "Model"
-    if names and class_name not in names and base not in names:
+    if names and class_name not in names and not _OLD_NAMES.intersection(names):
         raise config.refuse(
             "architectures", f"[{class_name!r}]", "only causal language models are supported"
         )

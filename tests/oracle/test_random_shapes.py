@@ -1,0 +1,98 @@
+"""Random shapes and options: the C++ decoder equals the reference on every instruction set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qh_kernels import isa
+from qh_runtime.architectures import DecoderSpec, spec_from_config
+from tests.support.native_model import NativeModel
+from tests.support.tolerance import assert_within
+
+PACKS = (None, "f16", "bf16", "int8", "int4_g32", "int4_g128")
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> dict[str, Any]:
+    """A config of any size up to a few tiles, with every option of its model type."""
+    model_type = draw(st.sampled_from(["llama", "mistral", "qwen2", "qwen3"]))
+    kv_heads = draw(st.integers(1, 4))
+    config: dict[str, Any] = {
+        "model_type": model_type,
+        "vocab_size": draw(st.integers(2, 70)),
+        "hidden_size": draw(st.integers(1, 140)),
+        "intermediate_size": draw(st.integers(1, 140)),
+        "num_hidden_layers": draw(st.integers(1, 2)),
+        "num_attention_heads": kv_heads * draw(st.integers(1, 4)),
+        "num_key_value_heads": kv_heads,
+        "head_dim": 2 * draw(st.integers(1, 40)),
+        "hidden_act": draw(st.sampled_from(["silu", "relu2"])),
+        "rms_norm_eps": draw(st.sampled_from([1e-6, 1e-5, 1e-2])),
+        "rope_theta": draw(st.sampled_from([10.0, 1e4, 1e6])),
+        "tie_word_embeddings": draw(st.booleans()),
+    }
+    window = draw(st.sampled_from([None, 1, 3, 50]))
+    if model_type == "mistral":
+        config["sliding_window"] = window
+    elif model_type in ("qwen2", "qwen3") and window is not None:
+        config |= {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 1}
+    if model_type in ("llama", "qwen3"):
+        config["attention_bias"] = draw(st.booleans())
+    if model_type == "llama":
+        config["mlp_bias"] = draw(st.booleans())
+    return config
+
+
+def _tensors(spec: DecoderSpec, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
+        return (scale * rng.standard_normal(shape)).astype(np.float32)
+
+    tensors = {f"{spec.embedding}.weight": normal(spec.vocab_size, spec.hidden_size)}
+    linears = [linear for layer in spec.layers for linear in layer.linears]
+    for linear in [*linears, *([] if spec.tied_head else [spec.head])]:
+        scale = linear.in_features**-0.5
+        shape = (linear.out_features, linear.in_features)
+        tensors[f"{linear.name}.weight"] = normal(*shape, scale=scale)
+        if linear.bias:
+            tensors[f"{linear.name}.bias"] = normal(linear.out_features, scale=0.3)
+    norms = [(spec.final_norm, spec.hidden_size)]
+    for layer in spec.layers:
+        norms += [(layer.attention_norm, spec.hidden_size), (layer.mlp_norm, spec.hidden_size)]
+        norms += [(name, spec.head_dim) for name in (layer.q_norm, layer.k_norm) if name]
+    return tensors | {name: 1 + normal(length, scale=0.2) for name, length in norms}
+
+
+def _check(config: dict[str, Any], pack: str | None, seed: int, n_tokens: int) -> None:
+    spec = spec_from_config(config)
+    model = NativeModel.from_tensors(config, _tensors(spec, seed), pack)
+    tokens = np.random.default_rng(seed).integers(0, spec.vocab_size, size=n_tokens).tolist()
+    exact = model.reference_decoder(exact=True, dtype=np.float64).forward(tokens)
+    for name in isa.available():
+        with model.decoder(exact=True, isa=name, batch_tokens=4) as decoder:
+            found = decoder.forward(tokens)
+        # Norms over one or two inputs and small eps amplify rounding; the root mean square of a
+        # row of few logits may be small.
+        bound = 2e-3 * np.maximum(np.sqrt(np.mean(exact**2, axis=-1, keepdims=True)), 0.05)
+        assert_within(found, exact, bound, label=f"{name} {pack}")
+
+
+@given(configs(), st.sampled_from(PACKS), st.integers(0, 2**16), st.integers(1, 9))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_random_shapes(config: dict[str, Any], pack: str | None, seed: int, n_tokens: int) -> None:
+    _check(config, pack, seed, n_tokens)
+
+
+@pytest.mark.slow
+@given(configs(), st.sampled_from(PACKS), st.integers(0, 2**16), st.integers(1, 30))
+@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_many_random_shapes(
+    config: dict[str, Any], pack: str | None, seed: int, n_tokens: int
+) -> None:
+    _check(config, pack, seed, n_tokens)
