@@ -73,6 +73,13 @@ class Int4Contract(FormatContract):
         assert codes[0, :5].tolist() == [0, 8, 6, 8, 15]
         assert codes[0, 5:].tolist() == [8] * (self.group - 5)
 
+    def test_of_two_equal_magnitudes_the_negative_one_is_exact(self) -> None:
+        weights = np.zeros((1, self.group), np.float32)
+        weights[0, :3] = [4.0, -4.0, -0.0]
+        codes, scales = self.format.quantize(weights)
+        assert scales.tolist() == [[0.5]]
+        assert codes[0, :3].tolist() == [15, 0, 8]
+
     def test_groups_are_independent(self) -> None:
         weights = np.ones((2, 2 * self.group), np.float32)
         weights[1, self.group] = 1000.0

@@ -104,8 +104,7 @@ class Int4Format(Lut4Format):
             padded = np.zeros((rows, groups * self.group_size), np.float32)
             padded[:, :cols] = weights
             grouped = padded.reshape(rows, groups, self.group_size)
-        high, low = grouped.max(axis=2), grouped.min(axis=2)
-        signed = np.where(high > -low, high, low)
+        signed = _largest_magnitude(grouped)
         worst = float(np.abs(signed).max())
         if not worst <= 8 * 65504.0:  # NaN fails this too: max and min propagate it
             raise self._error("weights", f"finite and at most {8 * 65504.0:g}", worst)
@@ -127,6 +126,20 @@ class Int4Format(Lut4Format):
         largest = padded.reshape(rows, -1, self.group_size).max(axis=2)
         bound = largest * np.float32((1 + 2**-8) * (1 + 2**-11) / 8) + np.float32(9 * 2**-25)
         return np.asarray(np.repeat(bound, self.group_size, axis=1)[:, :cols], np.float32)
+
+
+def _largest_magnitude(grouped: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The value of largest magnitude along the last axis, with its sign; a NaN wins.
+
+    Moving the sign to the lowest bit orders float32 by magnitude, so one reduction finds it; of
+    +m and -m it takes -m.
+    """
+    bits = grouped.view(np.uint32)
+    ordered = bits << np.uint32(1)
+    ordered |= bits >> np.uint32(31)
+    top = ordered.max(axis=-1)
+    signed: NDArray[np.float32] = ((top >> np.uint32(1)) | (top << np.uint32(31))).view(np.float32)
+    return signed
 
 
 def int4(group_size: int) -> Int4Format:
