@@ -32,7 +32,7 @@ def layout_for(config: Mapping[str, Any]) -> Layout:
         return BitnetLayout.masters() if is_original_bitnet(config) else DenseLayout()
     method = read_key(section, str, "quant_method", "", where="quantization_config")
     if method == "bitnet":
-        return BitnetLayout.from_config(config, section)
+        return BitnetLayout.from_config(section)
     raise UnsupportedTensorError(
         f"quantization_config: quant_method: expected bitnet or no quantization, "
         f"found {quoted(method)}",

@@ -6,8 +6,8 @@
 
 Packed bytes hold four rows, R = ceil(N/4) apart: bits 2i..2i+1 of byte [r, k] are T[iR + r, k] + 1;
 field value 3 is never written. Which of the three a layer is follows from its tensors; whether a
-scale divides is not in the file, only in the config: multiply where the architecture is
-BitNetForCausalLM or linear_class is autobitlinear, divide otherwise.
+scale divides is not in the tensors, only in the config: multiply where linear_class is
+autobitlinear, divide otherwise, whatever the architecture, as transformers does.
 
 Source: transformers 5.23, integrations/bitnet.py (layout); Ma et al. 2024 (quantizer).
 """
@@ -68,8 +68,8 @@ class BitnetLayout:
         return cls(multiply=True, online=True)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], section: Mapping[str, Any]) -> BitnetLayout:
-        """The layout that config.json and its quantization_config describe.
+    def from_config(cls, section: Mapping[str, Any]) -> BitnetLayout:
+        """The layout that a quantization_config describes.
 
         Raises:
             CheckpointError: a key has the wrong type or value. Facts: key, expected, found.
@@ -84,12 +84,8 @@ class BitnetLayout:
                 hint="choose a checkpoint without it",
                 key="use_rms_norm",
             )
-        names = read_key(config, list, "architectures", [])
         auto = linear_class == "autobitlinear"
-        return cls(
-            multiply=auto or "BitNetForCausalLM" in names,
-            online=auto and mode == "online",
-        )
+        return cls(multiply=auto, online=auto and mode == "online")
 
     @property
     def key(self) -> str:
