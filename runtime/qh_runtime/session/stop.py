@@ -24,7 +24,7 @@ class StopMatcher:
         """Return what can be shown; `matched` is set when a stop string was completed.
 
         The text before the stop string is returned, the stop string and what follows are dropped.
-        Of several stop strings the one that begins first wins.
+        Of several that one push completes, the one that begins first wins.
         """
         if self.matched is not None:
             return ""

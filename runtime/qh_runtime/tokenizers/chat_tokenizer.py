@@ -89,6 +89,8 @@ class ChatTokenizer:
         add_bos: whether raw text starts with the bos token.
         prefix_space: whether the tokenizer adds a space before the first word.
         control_ids: token id -> token string of everything that message text must not produce.
+        unknown_id: what the model gives for characters outside its vocabulary, or None. Text may
+            produce it that way, but not by its name.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class ChatTokenizer:
         add_bos: bool,
         prefix_space: bool,
         control_ids: dict[int, str],
+        unknown_id: int | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._rules = rules
@@ -109,6 +112,7 @@ class ChatTokenizer:
         self.add_bos = add_bos
         self._prefix_space = prefix_space
         self._control = dict(control_ids)
+        self._unknown_id = unknown_id
         self._hidden = {
             token_id
             for token_id, token in tokenizer.get_added_tokens_decoder().items()
@@ -295,6 +299,8 @@ class ChatTokenizer:
             if content is None:
                 continue
             at = piece.find(content, start, end)
+            if at < 0 and token_id == self._unknown_id:
+                continue
             start, end = (at, at + len(content)) if at >= 0 else (start, end)
             if inside is None:
                 if end - start < 2:

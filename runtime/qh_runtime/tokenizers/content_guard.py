@@ -99,7 +99,7 @@ class ContentGuard:
     def has_risk(self, value: Any) -> bool:
         """Return whether any text in a message, tool or document has a place to mark."""
         return any(
-            self._single.search(text) or self.places(text) for text, _ in _texts(value, True)
+            self._single.search(text) or self.places(text) for text, _ in _texts(value, False)
         )
 
     def places(

@@ -76,6 +76,7 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
         add_bos=_adds_bos(tokenizer, config, special),
         prefix_space=_has_prefix_space(data),
         control_ids=control,
+        unknown_id=_unknown_id(tokenizer, data["model"]),
     )
     for probe in _PROBES:
         ids = result.encode_text(probe)
@@ -185,6 +186,12 @@ def _control_ids(tokenizer: Tokenizer, named: set[str], eos_ids: frozenset[int])
         if name := tokenizer.id_to_token(token_id):
             control.setdefault(token_id, name)
     return control
+
+
+def _unknown_id(tokenizer: Tokenizer, model: Mapping[str, Any]) -> int | None:
+    """Return the id that the model gives for what it does not know."""
+    unk = model.get("unk_id") if model.get("type") == "Unigram" else model.get("unk_token")
+    return tokenizer.token_to_id(unk) if isinstance(unk, str) else unk
 
 
 def _adds_bos(tokenizer: Tokenizer, config: Mapping[str, Any], special: Mapping[str, str]) -> bool:
