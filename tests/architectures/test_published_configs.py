@@ -170,6 +170,29 @@ BITNET_2B = {
         "quantization_mode": "offline",
     },
 }
+FIRST_BITNET_LARGE = {
+    **COMMON,
+    "architectures": ["BitnetForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "hidden_size": 1536,
+    "input_bits": 8,
+    "intermediate_size": 4096,
+    "max_position_embeddings": 2048,
+    "model_type": "llama",
+    "num_attention_heads": 16,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 16,
+    "pad_token_id": 32000,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "torch_dtype": "float32",
+    "vocab_size": 32002,
+    "weight_bits": 1,
+}
 FALCON3_7B_TERNARY = {
     **COMMON,
     "activation": "swiglu",
@@ -217,6 +240,7 @@ def _all_parameters(spec: DecoderSpec) -> int:
         (MISTRAL_NEMO, 12_247_782_400),
         (FALCON3_7B_TERNARY, 7_455_550_464),
         (BITNET_2B, 2_412_820_480),
+        (FIRST_BITNET_LARGE, 728_842_752),
     ],
 )
 def test_published_config(config: dict[str, Any], parameters: int) -> None:

@@ -124,6 +124,20 @@ def test_ternary_equals_transformers_up_to_the_first_tie(
     assert_within(found, expected, 0.5, relative=True, label=label)
 
 
+def test_first_bitnet_release(tiny: TinyCheckpoints, isa_name: str) -> None:
+    folder, theirs = tiny.first_bitnet()
+    model = NativeModel.from_folder(folder)
+    assert model.spec.layers[0].attention_sub_norm == (
+        "model.layers.0.self_attn.inner_attn_ln.weight"
+    )
+    _compare_on_recorded_codes(model, isa_name, f"first bitnet {isa_name}")
+    oracle = load_oracle(theirs)
+    expected = oracle_logits(oracle, TOKENS)
+    tape = oracle_tape(oracle, TOKENS)
+    found = model.reference_decoder(hook=replay(tape)).forward(TOKENS)
+    assert_within(found, expected, 1e-4, relative=True, label="first bitnet")
+
+
 def _compare_on_recorded_codes(model: NativeModel, isa_name: str, label: str) -> None:
     """The reference goes on from the codes that C++ found, and finds all but ties again."""
     with model.decoder(kv_type="f32", isa=isa_name, trace=True) as decoder:

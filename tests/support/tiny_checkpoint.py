@@ -115,6 +115,14 @@ CASES: dict[str, TinyCase] = {
         ),
         _case("bitnet", "bitnet", tie_word_embeddings=True),
         _case("bitnet-untied", "bitnet", num_key_value_heads=4),
+        _case(
+            "bitnet-silu",
+            "bitnet",
+            num_key_value_heads=4,
+            hidden_act="silu",
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        ),
         # Falcon3-1.58 and HF1BitLLM: Llama's architecture with ternary linear layers.
         _case("llama-ternary", "llama", head_dim=16),
     )
@@ -142,6 +150,29 @@ class TinyCheckpoints:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+
+    def first_bitnet(self) -> tuple[Path, Path]:
+        """A checkpoint as the first BitNet release has it, and its equal for transformers.
+
+        That release is no class of transformers; its mathematics is that of BitNetForCausalLM with
+        SiLU and masters, under other names.
+        """
+        theirs, ours = self.folder("bitnet-silu", "C"), self._root / "first-bitnet"
+        if not ours.exists():
+            ours.mkdir()
+            config = json.loads((theirs / "config.json").read_text())
+            del config["quantization_config"]
+            config |= {"model_type": "llama", "architectures": ["BitnetForCausalLM"]}
+            config |= {"weight_bits": 1, "input_bits": 8}
+            (ours / "config.json").write_text(json.dumps(config))
+            tensors = {
+                name.replace("attn_sub_norm", "inner_attn_ln").replace(
+                    "ffn_sub_norm", "ffn_layernorm"
+                ): tensor
+                for name, tensor in load_file(theirs / "model.safetensors").items()
+            }
+            save_file(tensors, ours / "model.safetensors", metadata={"format": "pt"})
+        return ours, theirs
 
     def folder(self, name: str, encoding: str = "") -> Path:
         """The checkpoint folder of a case; encoding A, B or C for ternary linear layers."""
@@ -258,8 +289,9 @@ def reference_weights(folder: Path) -> ReferenceWeights:
         if kind == "weight_scale":
             continue
         is_linear = kind == "weight" and module.rpartition(".")[2] in _LINEARS
-        if is_linear and quantization:
-            matrices[module] = _ternary(tensor, tensors.get(f"{module}.weight_scale"), quantization)
+        if is_linear and (quantization or config.get("weight_bits") == 1):
+            stored = tensors.get(f"{module}.weight_scale")
+            matrices[module] = _ternary(tensor, stored, quantization or {})
         elif tensor.ndim == 2:
             matrices[module] = DenseMatrix(tensor.float().numpy())
         else:

@@ -46,11 +46,5 @@ def spec_from_config(config: Mapping[str, Any]) -> DecoderSpec:
     reader.require("mlp_bias", (False,), "bitnet has no biases in the MLP")
     refuse_windows(reader)
     refuse_bitnet_input_norm(reader)
-    extras = Extras(qkv_bias=bias, o_bias=bias, sub_norms=True)
-    spec = build_spec(reader, "bitnet", "BitNetForCausalLM", _DEFAULTS, extras)
-    if spec.num_attention_heads * spec.head_dim != spec.hidden_size:
-        # The norm before the output projection is as wide as the hidden state in the original.
-        raise reader.refuse(
-            "head_dim", f"hidden_size / num_attention_heads, since heads fill {spec.hidden_size}"
-        )
-    return spec
+    extras = Extras(qkv_bias=bias, o_bias=bias, sub_norms=("attn_sub_norm", "ffn_sub_norm"))
+    return build_spec(reader, "bitnet", "BitNetForCausalLM", _DEFAULTS, extras)

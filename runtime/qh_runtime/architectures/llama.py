@@ -1,7 +1,9 @@
 """llama: Llama 2 and 3, and everything published under their model type (SmolLM2, Falcon3).
 
 Checkpoints with BitNet-packed weights and this model type run unchanged: their ternary tensors
-decide about the arithmetic of each linear layer, not the architecture.
+decide about the arithmetic of each linear layer, not the architecture. The first BitNet b1.58
+models (class BitnetForCausalLM, small n) have this model type too, and two more norms.
+Source of those: The Era of 1-bit LLMs (Ma et al. 2024), and the training code published with them.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from qh_runtime.architectures.llama_block import (
 )
 
 __all__ = ["spec_from_config"]
+
+_FIRST_BITNET = "BitnetForCausalLM"
 
 # transformers 5.23, LlamaConfig.
 _DEFAULTS = Defaults(
@@ -45,5 +49,15 @@ def spec_from_config(config: Mapping[str, Any]) -> DecoderSpec:
     mlp_bias = reader.boolean("mlp_bias", False)
     refuse_windows(reader)
     refuse_bitnet_input_norm(reader)
-    extras = Extras(qkv_bias=attention_bias, o_bias=attention_bias, mlp_bias=mlp_bias)
-    return build_spec(reader, "llama", "LlamaForCausalLM", _DEFAULTS, extras)
+    # The bits of that first BitNet release; other widths were never published.
+    reader.require("weight_bits", (1,), "only ternary weights are supported")
+    reader.require("input_bits", (8,), "only int8 activations are supported")
+    is_first_bitnet = _FIRST_BITNET in (reader.strings("architectures") or [])
+    extras = Extras(
+        qkv_bias=attention_bias,
+        o_bias=attention_bias,
+        mlp_bias=mlp_bias,
+        sub_norms=("inner_attn_ln", "ffn_layernorm") if is_first_bitnet else None,
+    )
+    class_name = _FIRST_BITNET if is_first_bitnet else "LlamaForCausalLM"
+    return build_spec(reader, "llama", class_name, _DEFAULTS, extras)

@@ -73,7 +73,8 @@ class Extras:
     Attributes:
         qkv_bias, o_bias, mlp_bias: which linear layers have biases.
         qk_norm: RMSNorm per head on queries and keys, before the rotation.
-        sub_norms: RMSNorm before the output and the down projection.
+        sub_norms: names of the RMSNorms before the output and the down projection, under the
+            attention and the MLP; None where there are none.
         windows: sliding window of each layer (0 for none), given the number of layers.
     """
 
@@ -81,7 +82,7 @@ class Extras:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
-    sub_norms: bool = False
+    sub_norms: tuple[str, str] | None = None
     windows: tuple[int, ...] | None = None
 
 
@@ -113,6 +114,11 @@ def build_spec(
     if heads % kv_heads:
         raise config.refuse("num_key_value_heads", f"a divisor of num_attention_heads ({heads})")
     head_dim = _head_dim(config, defaults.head_dim, hidden_size, heads)
+    if extras.sub_norms and heads * head_dim != hidden_size:
+        # The norm before the output projection is as wide as the hidden state in the original.
+        raise config.refuse(
+            "head_dim", f"hidden_size / num_attention_heads, since heads fill {hidden_size}"
+        )
     if heads * head_dim > _MAX_ATTENTION:
         raise config.refuse(
             "num_attention_heads", f"num_attention_heads * head_dim at most {_MAX_ATTENTION}"
@@ -255,7 +261,7 @@ def _layer(
     window: int,
 ) -> LayerSpec:
     attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-    qkv_bias, mlp_bias = extras.qkv_bias, extras.mlp_bias
+    qkv_bias, mlp_bias, sub_norms = extras.qkv_bias, extras.mlp_bias, extras.sub_norms
     return LayerSpec(
         q=LinearSpec(f"{attention}.q_proj", q_size, hidden_size, qkv_bias),
         k=LinearSpec(f"{attention}.k_proj", kv_size, hidden_size, qkv_bias),
@@ -268,7 +274,7 @@ def _layer(
         mlp_norm=f"{prefix}.post_attention_layernorm.weight",
         q_norm=f"{attention}.q_norm.weight" if extras.qk_norm else None,
         k_norm=f"{attention}.k_norm.weight" if extras.qk_norm else None,
-        attention_sub_norm=f"{attention}.attn_sub_norm.weight" if extras.sub_norms else None,
-        mlp_sub_norm=f"{mlp}.ffn_sub_norm.weight" if extras.sub_norms else None,
+        attention_sub_norm=f"{attention}.{sub_norms[0]}.weight" if sub_norms else None,
+        mlp_sub_norm=f"{mlp}.{sub_norms[1]}.weight" if sub_norms else None,
         sliding_window=window,
     )
