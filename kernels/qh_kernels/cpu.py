@@ -93,7 +93,7 @@ def linear_quantized(
     rows: tuple[int, int] | None = None,
     out: F32 | None = None,
 ) -> F32:
-    """Return y (n_tokens, matrix.rows) = x W^T for a packed format, bit for bit as `scalar/linear.h`.
+    """Return y (n_tokens, matrix.rows) = x W^T; the bits are defined in `src/scalar/linear.h`.
 
     Args:
         matrix: packed weights.

@@ -70,6 +70,26 @@ void check_row_range(const MatrixView& w, int64_t row_begin, int64_t row_end) {
           "a multiple of 16 or the number of rows", std::to_string(row_end));
 }
 
+// What the kernels rely on: zeros after the last column, sums that are sums and, where the scale is
+// max|x| / 127, no -128.
+void check_codes(const QuantizedActivations& x, int64_t cols, bool grouped) {
+  const int64_t width = x.code_stride / x.group_stride;
+  for (int64_t t = 0; t < x.n_tokens; ++t) {
+    const int8_t* row = x.codes + t * x.code_stride;
+    for (int64_t g = 0; g < x.group_stride; ++g) {
+      int32_t sum = 0;
+      for (int64_t k = g * width; k < (g + 1) * width; ++k) {
+        sum += row[k];
+        require(k < cols || row[k] == 0, "codes", "zeros after the last column",
+                std::to_string(row[k]));
+        require(!grouped || row[k] != -128, "codes", "codes in -127..127", "-128");
+      }
+      const int32_t given = x.sums[t * x.group_stride + g];
+      require(given == sum, "sums", std::to_string(sum), std::to_string(given));
+    }
+  }
+}
+
 void linear_quantized(const std::string& isa, const std::string& format, const InputArray& data,
                       int64_t rows, int64_t cols, const InputArray& codes, const InputArray& scales,
                       const InputArray& sums, const OutputArray& out, int64_t row_begin,
@@ -95,15 +115,7 @@ void linear_quantized(const std::string& isa, const std::string& format, const I
                          code_stride,
                          group_stride,
                          n_tokens};
-  for (int64_t t = 0; t < n_tokens; ++t) {
-    const int8_t* row = code_data + t * code_stride;
-    for (int64_t k = 0; k < code_stride; ++k) {
-      require(k < cols || row[k] == 0, "codes", "zeros after the last column",
-              std::to_string(row[k]));
-      // -128 does not occur where the scale is max|x| / 127, and the kernels rely on it.
-      require(!grouped || row[k] != -128, "codes", "codes in -127..127", "-128");
-    }
-  }
+  check_codes(x, cols, grouped);
   float* y = output<float>(out, "out", {n_tokens, rows});
   const nb::gil_scoped_release unlocked;
   kernel(w, x, y, rows, row_begin, row_end);
