@@ -83,6 +83,7 @@ struct KernelTable {
   FormatKernels formats[kFormatCount];  // indexed by FormatId
 
   // out = x / sqrt(mean(x^2) + eps) * weight; n values; statistics in float32 or better.
+  // out may be x.
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out) noexcept;
   // x += y
   void (*add)(float* x, const float* y, int64_t n) noexcept;
