@@ -14,6 +14,7 @@ Message text cannot become control tokens (see `content_guard`). The strategy, i
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -24,8 +25,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-
-import minijinja
 
 from qh_runtime.errors import TemplateError
 from qh_runtime.tokenizers.chat_tokenizer import ChatTokenizer, Prompt
@@ -279,8 +278,18 @@ def _death(code: int) -> dict[str, Any]:
 
 def _ask_worker(request: bytes) -> tuple[list[dict[str, Any]], int]:
     """Run the worker on one request; return its replies and exit status."""
-    engine_folder = str(Path(minijinja.__file__).parent.parent)
-    keep = ("TZ", "TZDIR", "SYSTEMROOT", "LD_LIBRARY_PATH", "ASAN_OPTIONS")
+    # Only the worker loads the template engine; here its folder is enough.
+    spec = importlib.util.find_spec("minijinja")
+    if spec is None or spec.origin is None:
+        raise TemplateError(
+            "chat template: expected the package minijinja, found none",
+            hint="install qh-chat again",
+            reason="crash",
+            detail="minijinja is not installed",
+            template="",
+        )
+    engine_folder = str(Path(spec.origin).parent.parent)
+    keep = ("TZ", "TZDIR", "SYSTEMROOT", "LD_LIBRARY_PATH")
     try:
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-B", str(_WORKER), engine_folder],
