@@ -169,4 +169,7 @@ def test_command_line_gives_json(
     assert 0 < packed["divergence"]["mean"] < 0.01
     assert main([*arguments, "--pack", "no-such-format"]) == 3
     assert main([*arguments, "--stride", "32", "--context", "16"]) == 3
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments, "--limit", "-5"])
+    assert caught.value.code == 2
     assert main([str(tmp_path / "nothing"), "--text", str(text)]) == 3

@@ -21,9 +21,7 @@ from tests.support.tolerance import assert_within
 
 DENSE = [name for name in CASES if "bitnet" not in name and "ternary" not in name]
 TERNARY = [name for name in CASES if name not in DENSE]
-# Encoding A divides by its scale. Published checkpoints of model type bitnet multiply whatever
-# their config says, so the loader never divides there; A belongs to llama.
-ENCODED = [(n, e) for n in TERNARY for e in BITNET_ENCODINGS if n == "llama-ternary" or e != "A"]
+ENCODED = [(name, encoding) for name in TERNARY for encoding in BITNET_ENCODINGS]
 PACKED = ("int8", "int4_g32", "int4_g128")
 TOKENS = [0, *np.random.default_rng(7).integers(2, 131, size=47).tolist()]
 
@@ -177,7 +175,7 @@ def test_prefill_equals_decode_bit_for_bit(
     np.testing.assert_array_equal(at_once, one_by_one)
 
 
-@pytest.mark.parametrize("encoding", ["B", "C"])
+@pytest.mark.parametrize("encoding", BITNET_ENCODINGS)
 def test_ternary_prefill_equals_decode_bit_for_bit(
     tiny: TinyCheckpoints, encoding: str, isa_name: str
 ) -> None:

@@ -11,10 +11,15 @@ from hypothesis import strategies as st
 
 from qh_kernels import isa
 from qh_runtime.architectures import DecoderSpec, spec_from_config
-from tests.support.native_model import NativeModel
+from qh_runtime.reference.decoder import replay
+from tests.support.native_model import NativeModel, tape_of
+from tests.support.tiny_checkpoint import BITNET_ENCODINGS
 from tests.support.tolerance import assert_within
 
 PACKS = (None, "f16", "bf16", "int8", "int4_g32", "int4_g128")
+
+CODED = ("ternary", "int8", "int4_g32", "int4_g128")
+MASTERS = BITNET_ENCODINGS["C"]
 
 
 @st.composite
@@ -83,6 +88,32 @@ def _check(config: dict[str, Any], pack: str | None, seed: int, n_tokens: int) -
         assert_within(found, exact, bound, label=f"{name} {pack}")
 
 
+def _check_on_codes(config: dict[str, Any], pack: str | None, seed: int, n_tokens: int) -> None:
+    """With int8 activations: the reference goes on from the codes that C++ found."""
+    spec = spec_from_config(config)
+    model = NativeModel.from_tensors(config, _tensors(spec, seed), pack)
+    tokens = np.random.default_rng(seed).integers(0, spec.vocab_size, size=n_tokens).tolist()
+    for name in isa.available():
+        with model.decoder(kv_type="f32", isa=name, batch_tokens=4, trace=True) as decoder:
+            # The trace is of the last pass: one pass, several batches.
+            found = decoder.forward(tokens)
+            tape = tape_of(spec, decoder.trace())
+        expected = model.reference_decoder(hook=replay(tape), dtype=np.float64).forward(tokens)
+        bound = 2e-3 * np.maximum(np.sqrt(np.mean(expected**2, axis=-1, keepdims=True)), 0.05)
+        assert_within(found, expected, bound, label=f"{name} {pack} codes")
+
+
+@given(configs(), st.sampled_from(CODED), st.integers(0, 2**16), st.integers(1, 9))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_random_shapes_with_codes(
+    config: dict[str, Any], pack: str, seed: int, n_tokens: int
+) -> None:
+    if pack == "ternary":
+        _check_on_codes({**config, "quantization_config": MASTERS}, None, seed, n_tokens)
+    else:
+        _check_on_codes(config, pack, seed, n_tokens)
+
+
 @given(configs(), st.sampled_from(PACKS), st.integers(0, 2**16), st.integers(1, 9))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_random_shapes(config: dict[str, Any], pack: str | None, seed: int, n_tokens: int) -> None:
@@ -96,3 +127,7 @@ def test_many_random_shapes(
     config: dict[str, Any], pack: str | None, seed: int, n_tokens: int
 ) -> None:
     _check(config, pack, seed, n_tokens)
+    if pack in CODED:
+        _check_on_codes(config, pack, seed, n_tokens)
+    else:
+        _check_on_codes({**config, "quantization_config": MASTERS}, None, seed, n_tokens)

@@ -33,10 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("model", type=Path, help="checkpoint folder")
     parser.add_argument("--text", type=Path, required=True, help="UTF-8 text file")
     parser.add_argument("--pack", action="append", help="weight format; may be repeated")
-    parser.add_argument("--context", type=int, help="window in tokens; the model's, at most 2048")
-    parser.add_argument("--stride", type=int, help="tokens between windows; half a window")
-    parser.add_argument("--limit", type=int, default=4096, help="tokens of the text (4096)")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--context", type=_positive, help="window in tokens; the model's, at most 2048"
+    )
+    parser.add_argument("--stride", type=_positive, help="tokens between windows; half a window")
+    parser.add_argument("--limit", type=_positive, default=4096, help="tokens of the text (4096)")
+    parser.add_argument("--threads", type=_positive, default=1)
     parser.add_argument("--exact", action="store_true", help="float32 activations and KV cache")
     options = parser.parse_args(arguments)
     try:
@@ -49,6 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 3
     sys.stdout.write(json.dumps(report, indent=2) + "\n")
     return 0
+
+
+def _positive(text: str) -> int:
+    """An integer of at least 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
