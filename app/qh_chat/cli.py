@@ -34,6 +34,29 @@ log = logging.getLogger(__name__)
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of every command."""
+    parser = argparse.ArgumentParser(
+        prog="qh-chat",
+        description="Chat offline with the best model this machine can hold.",
+        epilog="Without a command, the app opens.",
+        parents=[_shared_options()],
+    )
+    parser.add_argument("--version", action="version", version=f"qh-chat {__version__}")
+    parser.set_defaults(offline=False, command="chat")
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(
+            name, help=command.summary, description=command.description, parents=[_shared_options()]
+        )
+        sub.set_defaults(command=name)
+        command.add_arguments(sub)
+    return parser
+
+
+def _shared_options() -> argparse.ArgumentParser:
+    """Options of every command, before or after its name; a new one for each parser.
+
+    Without an own default the option of the command leaves alone what came before its name.
+    """
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
         "--offline",
@@ -41,26 +64,23 @@ def build_parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="refuse every network connection of this process",
     )
-    parser = argparse.ArgumentParser(
-        prog="qh-chat",
-        description="Chat offline with the best model this machine can hold.",
-        epilog="Without a command, the app opens.",
-        parents=[shared],
-    )
-    parser.add_argument("--version", action="version", version=f"qh-chat {__version__}")
-    parser.set_defaults(offline=False, command="chat")
-    commands = parser.add_subparsers(metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        sub = commands.add_parser(
-            name, help=command.summary, description=command.description, parents=[shared]
-        )
-        sub.set_defaults(command=name)
-        command.add_arguments(sub)
-    return parser
+    return shared
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; argv None is sys.argv."""
+    """Run one command and return its exit code; argv None is sys.argv.
+
+    Where native code still runs in a thread that could not be stopped in time, the process ends
+    here instead: tearing the interpreter down under that thread would abort it.
+    """
+    code = _main(argv)
+    if _worker_is_left():
+        logging.shutdown()
+        os._exit(_flushed(code))
+    return code
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = build_parser()
     try:
         args = parser.parse_args(argv)
@@ -101,6 +121,11 @@ def _run(args: argparse.Namespace, paths: Paths, parser: argparse.ArgumentParser
     except SystemExit as ended:
         # parser.error of a command that found its own arguments wrong.
         return ended.code if isinstance(ended.code, int) else EXIT_USAGE
+
+
+def _worker_is_left() -> bool:
+    answering = sys.modules.get("qh_chat.commands.answering")
+    return answering is not None and bool(answering.worker_is_left())
 
 
 def _flushed(code: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from qh_chat.benchmark.shapes import BenchShape
 __all__ = ["write_bitnet_folder"]
 
 _BLOCK_BYTES = 4 << 20
+# Real vocabularies of this size have six letters a token on average.
+_MAX_TOKEN_LETTERS = 8
 
 
 def write_bitnet_folder(folder: Path, shape: BenchShape) -> int:
@@ -36,8 +38,8 @@ def write_bitnet_folder(folder: Path, shape: BenchShape) -> int:
     part = folder / "model.safetensors.part"
     with part.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for _, dtype, _, nbytes in tensors:
-            blocks.write(file, dtype, nbytes)
+        for _, dtype, dims, nbytes in tensors:
+            blocks.write(file, "ONE" if len(dims) == 1 else dtype, nbytes)
     config = {
         **shape.config,
         "bos_token_id": 0,
@@ -88,17 +90,20 @@ class _Blocks:
         fields = [a | b << 2 | c << 4 | d << 6 for a in (0, 1, 2) for b in (0, 1, 2)
                   for c in (0, 1, 2) for d in (0, 1, 2)]  # fmt: skip
         valid = np.array(fields, np.uint8)
-        self._codes = valid[dice.integers(0, len(valid), _BLOCK_BYTES, np.uint8)]
+        codes = valid[dice.integers(0, len(valid), _BLOCK_BYTES, np.uint8)]
         values = (dice.standard_normal(_BLOCK_BYTES // 2) * 0.02).astype(np.float32)
-        self._dense = (values.view(np.uint32) >> np.uint32(16)).astype(np.uint16).view(np.uint8)
+        dense = (values.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
         # A norm weight or a scale of 1 keeps activations in range; in bf16 that is 0x3f80.
-        self._one: NDArray[np.uint8] = np.full(1 << 16, 0x3F80, np.uint16).view(np.uint8)
+        one = np.full(1 << 16, 0x3F80, np.uint16)
+        self._blocks: dict[str, NDArray[np.uint8]] = {
+            "U8": codes,
+            "BF16": dense.view(np.uint8),
+            "ONE": one.view(np.uint8),
+        }
 
-    def write(self, file: Any, dtype: str, nbytes: int) -> None:
-        """Write nbytes of a tensor; small bf16 ones are norms and scales."""
-        block = self._codes
-        if dtype == "BF16":
-            block = self._one if nbytes <= self._one.nbytes else self._dense
+    def write(self, file: BinaryIO, kind: str, nbytes: int) -> None:
+        """Write nbytes of a kind: "U8" codes, "BF16" random weights, "ONE" norms and scales."""
+        block = self._blocks[kind]
         while nbytes > 0:
             piece = block[: min(nbytes, block.nbytes)]
             file.write(piece.data)
@@ -119,18 +124,24 @@ def _tokenizer(vocab_size: int) -> dict[str, Any]:
     dice = np.random.default_rng(20261123)
     while len(vocab) < vocab_size:
         left, right = (tokens[int(x)] for x in dice.integers(0, min(len(tokens), 4000), 2))
-        if left + right not in vocab:
+        if len(left + right) <= _MAX_TOKEN_LETTERS and left + right not in vocab:
             vocab[left + right] = len(vocab)
             tokens.append(left + right)
             merges.append(f"{left} {right}")
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
     return {
         "version": "1.0",
         "added_tokens": [
             {"id": i, "content": text, "special": True, **special}
             for i, text in enumerate(("<s>", "</s>"))
         ],
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
-        "decoder": {"type": "ByteLevel"},
+        "pre_tokenizer": byte_level,
+        "decoder": byte_level,
         "model": {"type": "BPE", "vocab": vocab, "merges": merges},
     }

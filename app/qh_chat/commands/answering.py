@@ -11,7 +11,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from qh_runtime.loader import LoadProgress
     from qh_runtime.options import LoadOptions
 
-__all__ = ["AnswerEvent", "Interrupted", "LoadFunction", "answer_events"]
+__all__ = ["Interrupted", "LoadFunction", "answer_events", "worker_is_left"]
 
-AnswerEvent = "LoadProgress | EngineInfo | Event"
 LoadFunction = Callable[["str | None", "LoadOptions", "Callable[[LoadProgress], None]"], Engine]
 # An interrupted command is gone within a second; this leaves time to write what there is.
 _GRACE_S = 0.6
+_THREAD_NAME = "qh-answer"
 # Signals that ask the command to end, with the exit code of each.
 _SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 
@@ -57,7 +57,8 @@ class _Worker:
         self._engine: Engine | None = None
         self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.finished = object()
-        threading.Thread(target=self._run, name="qh-answer", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name=_THREAD_NAME, daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         """Ask for the end: an answer stops within one token, a load at its next progress."""
@@ -65,6 +66,10 @@ class _Worker:
         engine = self._engine
         if engine is not None:
             engine.cancel()
+
+    def join(self) -> None:
+        """Wait for the end of the worker, but not longer than an interrupt may take."""
+        self._thread.join(_GRACE_S)
 
     def _run(self) -> None:
         try:
@@ -94,7 +99,7 @@ class _Worker:
 def answer_events(
     load: Callable[[Callable[[LoadProgress], None]], Engine],
     answer: Callable[[Engine], Iterator[Event]],
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Yield the load's progress, the EngineInfo, then the answer's events.
 
     Must be called in the main thread, whose signal handlers it replaces while it runs.
@@ -119,9 +124,20 @@ def answer_events(
         worker = _Worker(load, answer)
         yield from _until_finished(worker, received)
     finally:
-        worker = None
+        if worker is not None:
+            # However the caller left: nobody wants the rest of the answer.
+            worker.stop()
+            worker.join()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def worker_is_left() -> bool:
+    """Whether a worker outlived its answer_events: native code that could not be stopped in time.
+
+    The interpreter must then not be torn down under it; see os._exit.
+    """
+    return any(x.name == _THREAD_NAME and x.is_alive() for x in threading.enumerate())
 
 
 def _until_finished(worker: _Worker, received: list[int]) -> Iterator[Any]:

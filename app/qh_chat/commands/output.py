@@ -70,6 +70,8 @@ class TextOutput:
             case PromptProgress(done_tokens=done, total_tokens=total):
                 self._progress(f"reading the prompt {done:,} of {total:,} tokens")
             case EngineInfo():
+                for note in event.notes:
+                    self._note(note)
                 self._progress(f"{event.name}: {event.format} on {event.device} ({event.isa})")
             case Done():
                 self._finish(event)

@@ -8,6 +8,7 @@ line, flushed at once. An interrupted answer keeps what was generated.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from typing import Any
@@ -16,8 +17,8 @@ from qh_chat.commands.answering import Interrupted, LoadFunction, answer_events
 from qh_chat.commands.arguments import OVERRIDES
 from qh_chat.commands.context import Context
 from qh_chat.commands.output import JsonOutput, Output, TextOutput
-from qh_runtime.errors import FormatError, QhError, SessionError
-from qh_runtime.session.events import Message
+from qh_runtime.errors import ContextLengthError, FormatError, QhError, SessionError
+from qh_runtime.session.events import Done, Message
 
 __all__ = ["run"]
 
@@ -54,8 +55,10 @@ def run(args: argparse.Namespace, context: Context, load: LoadFunction | None = 
                 engine.complete(prompt, params) if args.raw else engine.generate(messages, params)
             ),
         )
-        for event in engine_events:
-            output.show(event)
+        with contextlib.closing(engine_events):
+            for event in engine_events:
+                output.show(event)
+                _refuse_if_nothing_fits(event)
         output.end()
     except Interrupted as interrupted:
         output.end()
@@ -69,6 +72,18 @@ def run(args: argparse.Namespace, context: Context, load: LoadFunction | None = 
 def _overrides(args: argparse.Namespace) -> dict[str, Any]:
     given = {key: getattr(args, option.replace("-", "_")) for option, key in OVERRIDES.items()}
     return {**given, "models.exact": True if args.exact else None}
+
+
+def _refuse_if_nothing_fits(event: object) -> None:
+    """An answer that could not even begin is a refusal, whatever the context policy."""
+    if isinstance(event, Done) and event.reason == "context_full" and event.stats.tokens == 0:
+        found, room = event.stats.prompt_tokens, event.stats.context_length
+        raise ContextLengthError(
+            f"prompt: expected less than the {room} tokens of the context, found {found}",
+            hint="shorten it, or ask for more --context",
+            prompt_tokens=found,
+            context_length=room,
+        )
 
 
 def _check_format(name: str, context: Context) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from qh_runtime.architectures.base import DecoderSpec, LinearSpec
 from qh_runtime.errors import DoesNotFitError, PlanError
 from qh_runtime.formats import base as formats
+from qh_runtime.hardware.facts import Fact
 from qh_runtime.hardware.profile import HardwareProfile
 from qh_runtime.options import LoadOptions
 from qh_runtime.planner.memory_model import (
@@ -79,7 +80,7 @@ class Plan:
     """What a model will take, and with which numbers it is to be loaded.
 
     Attributes:
-        available_bytes: what this process may still use; None when the machine does not tell.
+        available_bytes: what this process may hold in all; None when the machine does not tell.
         context_source: "asked", or the rule by which context_length was chosen.
         kv_type: "f16" or "f32". batch_tokens: prompt tokens that go through a layer together.
         alternatives: what would fit instead, when this does not.
@@ -169,8 +170,8 @@ def make_plan(
         FormatError: an unknown format name.
     """
     threads, threads_source = _threads(profile, options)
-    memory = profile.memory.usable_bytes
-    fixed = (*_weight_items(spec, weights), _runtime_item(spec))
+    memory = _available(profile)
+    fixed = (*_weight_items(spec, weights), _runtime_item(spec, profile.memory.process_bytes))
 
     def at(context_length: int, source: str) -> Plan:
         return Plan(
@@ -305,9 +306,21 @@ def _weight_items(spec: DecoderSpec, weights: WeightFormats) -> tuple[PlanItem, 
     return (*items, norms)
 
 
-def _runtime_item(spec: DecoderSpec) -> PlanItem:
-    note = "process and tokenizer, from measurements"
-    return PlanItem("runtime", "runtime", runtime_bytes(spec), 0, "allocated", note)
+def _available(profile: HardwareProfile) -> Fact[int]:
+    """What this process may hold in all: what is usable, and what it holds already.
+
+    The plan counts the whole process, so both sides do. Of what it holds only the anonymous part
+    is added: its file pages are within what the system calls available.
+    """
+    usable, held = profile.memory.usable_bytes, profile.memory.process_anonymous_bytes.value
+    if usable.value is None or not held:
+        return usable
+    return Fact(usable.value + held, f"{usable.source}, and what this process holds already")
+
+
+def _runtime_item(spec: DecoderSpec, process: Fact[int]) -> PlanItem:
+    count = runtime_bytes(spec, process.value)
+    return PlanItem("runtime", "runtime", count, 0, "allocated", "process and tokenizer")
 
 
 def _context_items(

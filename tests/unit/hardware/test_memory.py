@@ -46,8 +46,18 @@ def test_address_space_limit_binds(tmp_path: Path) -> None:
         "/proc/self/statm": "1000 500 100 1 0 400 0\n",
     }
     memory = read_memory(write_tree(tmp_path, files))
-    assert memory.usable_bytes.value == 4_000_000_000 - 1000 * 4096
+    assert memory.usable_bytes.value == 4_000_000_000 - 1000 * 4096 - (256 << 20)
     assert "RLIMIT_AS" in memory.usable_bytes.source
+
+
+def test_size_of_this_process(tmp_path: Path) -> None:
+    status = "Name:\tqh\nVmRSS:\t   50000 kB\nRssAnon:\t   20000 kB\nRssFile:\t 30000 kB\n"
+    memory = read_memory(write_tree(tmp_path, {"/proc/self/status": status}))
+    assert memory.process_bytes.value == 50_000 << 10
+    assert memory.process_anonymous_bytes.value == 20_000 << 10
+    here = read_memory().process_bytes.value
+    assert here is not None
+    assert here == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)
 
 
 def test_this_machine_agrees_with_psutil() -> None:

@@ -36,7 +36,7 @@ BF16 = WeightFormats("bf16", "bf16", "bf16")
 
 def machine(usable_bytes: int | None, threads: int = 2, logical: int = 4) -> HardwareProfile:
     """An imagined machine."""
-    memory = MemoryFacts(NONE, NONE, NONE, NONE, NONE, NONE, Fact(usable_bytes, "imagined"))
+    memory = MemoryFacts(*[NONE] * 8, Fact(usable_bytes, "imagined"))
     cores = (Fact(logical, "x"), Fact(threads, "x"), NONE, NONE, NONE, Fact(threads, "imagined"))
     cpu = CpuFacts(NONE, NONE, *cores, NONE, NONE, NONE)
     return HardwareProfile(memory, cpu, NONE, NONE, PlatformFacts(NONE, NONE, NONE, NONE))
@@ -103,6 +103,21 @@ def test_exact_doubles_the_cache() -> None:
     exact, plain = plan_of(exact=True), plan_of()
     assert exact.kv_type == "f32"
     assert exact.group_bytes("kv_cache") == 2 * plain.group_bytes("kv_cache")
+
+
+def test_what_the_process_holds_is_counted_on_both_sides() -> None:
+    before = plan_of()
+    profile = machine(16 * GIB)
+    memory = dataclasses.replace(
+        profile.memory,
+        process_bytes=Fact(500 << 20, "x"),
+        process_anonymous_bytes=Fact(400 << 20, "x"),
+    )
+    profile = dataclasses.replace(profile, memory=memory)
+    after = make_plan(spec_of(BITNET_2B), TERNARY, profile, LoadOptions())
+    assert after.available_bytes == 16 * GIB + (400 << 20)
+    # Where the size of the process is not known, 38 MiB stand in for it.
+    assert after.total_bytes - before.total_bytes == (500 - 38) << 20
 
 
 def test_asked_context_is_kept_even_where_it_does_not_fit() -> None:

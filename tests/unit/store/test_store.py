@@ -1,0 +1,162 @@
+"""The store: names, folders, near names, and listings that survive whatever lies around."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from qh_runtime.errors import ModelNotFoundError
+from qh_runtime.store.store import ModelStore
+from tests.support.cli import write_tiny_model
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    write_tiny_model(tmp_path / "builtin" / "pebble")
+    write_tiny_model(tmp_path / "models" / "other")
+    write_tiny_model(tmp_path / "more" / "other")
+    write_tiny_model(tmp_path / "more" / "third")
+    return ModelStore(tmp_path / "builtin", [tmp_path / "models", tmp_path / "more"])
+
+
+def test_every_name_once_built_in_first(store: ModelStore, tmp_path: Path) -> None:
+    entries = store.list()
+    assert [(x.name, x.origin) for x in entries] == [
+        ("pebble", "built-in"),
+        ("other", "store"),
+        ("third", "store"),
+    ]
+    assert entries[1].folder == tmp_path / "models" / "other"
+    assert store.default_name() == "pebble"
+
+
+def test_an_entry_says_what_headers_tell(store: ModelStore) -> None:
+    entry = store.resolve("pebble")
+    assert (entry.model_type, entry.format, entry.problem) == ("bitnet", "ternary", None)
+    # Embedding, two blocks of four weights a byte, fourteen scales, and norms, all else in bf16.
+    assert entry.file_bytes == 400 * 64 * 2 + 2 * 9216 + 14 * 2 + 2 * (64 + 2 * (3 * 64 + 128))
+
+
+def test_a_folder_by_path(
+    store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_tiny_model(tmp_path / "elsewhere" / "mine")
+    for text in (str(folder), f"{folder}/"):
+        entry = store.resolve(text)
+        assert (entry.name, entry.origin, entry.problem) == ("mine", "folder", None)
+    monkeypatch.chdir(folder)
+    assert store.resolve(".").name == "mine"
+    monkeypatch.chdir(folder.parent)
+    assert store.resolve("mine").folder.resolve() == folder
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert store.resolve("~/mine").origin == "folder"
+
+
+def test_a_name_wins_over_a_folder_of_the_same_name(
+    store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiny_model(tmp_path / "here" / "pebble")
+    monkeypatch.chdir(tmp_path / "here")
+    assert store.resolve("pebble").origin == "built-in"
+    assert store.resolve("./pebble").origin == "folder"
+
+
+def test_near_names_are_offered(store: ModelStore) -> None:
+    with pytest.raises(ModelNotFoundError) as caught:
+        store.resolve("peble")
+    assert caught.value.facts["near"] == ("pebble",)
+    assert caught.value.facts["known"] == ("pebble", "other", "third")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "no-such", "\0", "\x1b[31m", "a" * 10_000, "../../x", "~nobody-here/x", "\ud800"]
+)
+def test_what_is_not_there(store: ModelStore, name: str) -> None:
+    with pytest.raises(ModelNotFoundError) as caught:
+        store.resolve(name)
+    assert caught.value.facts["name"] == name
+    assert caught.value.hint
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_hub_names_get_their_own_next_step(store: ModelStore) -> None:
+    with pytest.raises(ModelNotFoundError) as caught:
+        store.resolve("org/repo-1.5B")
+    assert caught.value.hint is not None
+    assert "hub" in caught.value.hint
+
+
+def test_no_builtin_model() -> None:
+    store = ModelStore(None, [Path("/nonexistent")])
+    assert store.list() == ()
+    with pytest.raises(ModelNotFoundError):
+        store.default_name()
+
+
+def test_broken_folders_are_listed_with_their_reason(tmp_path: Path) -> None:
+    good = write_tiny_model(tmp_path / "good")
+    weights = (good / "model.safetensors").read_bytes()
+    broken = {
+        "truncated": ("model.safetensors", weights[:-10]),
+        "no-json": ("config.json", b"{"),
+        "not-object": ("config.json", b"[]"),
+        "deep": ("config.json", b'{"a":' * 1000),
+        "huge-header": ("model.safetensors", (1 << 62).to_bytes(8, "little")),
+        "empty": ("model.safetensors", b""),
+    }
+    for name, (file, data) in broken.items():
+        write_tiny_model(tmp_path / name)
+        (tmp_path / name / file).write_bytes(data)
+    write_tiny_model(tmp_path / "no-config")
+    (tmp_path / "no-config" / "config.json").unlink()
+    (tmp_path / "only-config").mkdir()
+    (tmp_path / "only-config" / "config.json").write_text('{"model_type": "llama"}')
+    found = {x.name: x for x in ModelStore(None, [tmp_path]).list()}
+    assert set(found) == {"good", "no-config", "only-config", *broken}
+    assert found["good"].problem is None
+    for name, entry in found.items():
+        assert (entry.problem is None) == (name == "good"), name
+    # What could be read is shown beside the reason.
+    assert found["truncated"].model_type == "bitnet"
+
+
+def test_hostile_words_of_a_config_are_shown_harmlessly(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config["model_type"] = "\x1b]0;owned\x07" + "x" * 500
+    config["quantization_config"]["quant_method"] = "\u202egnol"
+    (folder / "config.json").write_text(json.dumps(config))
+    entry = ModelStore(None, [tmp_path]).resolve("m")
+    assert entry.model_type.isprintable()
+    assert len(entry.model_type) <= 40
+    assert entry.format == "?gnol"
+
+
+def test_folder_names_that_would_move_the_cursor(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "a\x1b[2Jb")
+    (entry,) = ModelStore(None, [tmp_path]).list()
+    assert entry.name.isprintable()
+    assert ModelStore(None, [tmp_path]).resolve(entry.name).problem is None
+
+
+def test_what_is_no_model_is_not_listed(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "config.json").write_text("{}")
+    (tmp_path / "file.safetensors").write_bytes(b"x")
+    assert (
+        ModelStore(None, [tmp_path, tmp_path / "absent", tmp_path / "file.safetensors"]).list()
+        == ()
+    )
+
+
+def test_a_fifo_in_place_of_a_config_does_not_hang(tmp_path: Path) -> None:
+    folder = tmp_path / "pipe"
+    folder.mkdir()
+    os.mkfifo(folder / "config.json")
+    (entry,) = ModelStore(None, [tmp_path]).list()
+    assert entry.problem is not None
