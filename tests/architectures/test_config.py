@@ -274,6 +274,7 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
         ("qwen2", {"use_sliding_window": True, "sliding_window": -4}, "sliding_window"),
         ("qwen2", {"mlp_bias": True}, "mlp_bias"),
         ("qwen3", {"mlp_bias": True}, "mlp_bias"),
+        ("qwen3", {"head_dim": None}, "head_dim"),
         ("bitnet", {"head_dim": 32}, "head_dim"),
         ("bitnet", {"mlp_bias": True}, "mlp_bias"),
         ("gpt2", {}, "model_type"),

@@ -238,7 +238,9 @@ def _check_head(config: ConfigReader, class_name: str) -> None:
 
 
 def _head_dim(config: ConfigReader, default: int | None, hidden_size: int, heads: int) -> int:
-    explicit = config.optional_integer("head_dim", default, 2, _MAX_HEAD_DIM)
+    # Where the default is a number, null means nothing to transformers either.
+    read = config.optional_integer if default is None else config.integer
+    explicit = read("head_dim", default, 2, _MAX_HEAD_DIM)
     if explicit is None and hidden_size % heads:
         raise config.refuse("num_attention_heads", f"a divisor of hidden_size ({hidden_size})")
     head_dim = hidden_size // heads if explicit is None else explicit
