@@ -140,6 +140,20 @@ def test_spellings_are_read_as_transformers_reads_them(changes: dict[str, Any]) 
     _assert_equal(spec_from_config(config), _as_transformers_sees_it(config))
 
 
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("first", [0, 1, 2, 3, 28])
+@pytest.mark.parametrize("use", [True, False])
+def test_windows_begin_where_transformers_begins_them(
+    model_type: str, first: int, use: bool
+) -> None:
+    config = _config(model_type, num_hidden_layers=3, sliding_window=7)
+    config |= {"use_sliding_window": use, "max_window_layers": first}
+    spec = spec_from_config(config)
+    _assert_equal(spec, _as_transformers_sees_it(config))
+    slides = [layer.sliding_window == 7 for layer in spec.layers]
+    assert slides == [use and index >= first for index in range(3)]
+
+
 @pytest.mark.parametrize(
     ("scaling", "extra"),
     [
