@@ -13,7 +13,7 @@ from qh_kernels.decoder import Decoder
 from qh_kernels.sampler import Sampler
 from qh_runtime.architectures import decoder_shape
 
-__all__ = ["SpeedRow", "measure_bandwidth", "measure_speed"]
+__all__ = ["SpeedRow", "measure_speed"]
 
 # Tokens before the measured ones, so that attention reads a cache as in a conversation.
 _WARM_TOKENS = 32
@@ -31,6 +31,7 @@ class SpeedRow:
             weights of one batch over its tokens.
         gb_per_s: bytes_per_token * tokens_per_s, in 10**9 bytes.
         fraction_of_bandwidth: gb_per_s over the measured read bandwidth with as many threads.
+        in_cache: what a decode step reads fits the largest cache, so the fraction may exceed 1.
         tokens: measured tokens; for prefill the length of the prompt.
     """
 
@@ -44,23 +45,23 @@ class SpeedRow:
     bytes_per_token: int
     gb_per_s: float
     fraction_of_bandwidth: float
+    in_cache: bool
     tokens: int
 
 
-def measure_bandwidth(threads: int, seconds: float) -> float:
-    """Return bytes per second that this many threads read together, the better of two tries."""
-    from qh_kernels.bench import measure_read_bandwidth
-
-    return max(measure_read_bandwidth(threads=threads, seconds=seconds) for _ in range(2))
-
-
 def measure_speed(
-    model: BenchModel, threads: int, bandwidth: float, seconds: float, prompt_tokens: int
+    model: BenchModel,
+    threads: int,
+    bandwidth: float,
+    cache_bytes: int,
+    seconds: float,
+    prompt_tokens: int,
 ) -> tuple[SpeedRow, SpeedRow]:
     """Return the decode and the prefill row of a model.
 
     Args:
         bandwidth: bytes per second with this many threads.
+        cache_bytes: of the largest cache.
         seconds: least time of each of the two measurements, unless the context ends first.
     """
     spec = model.spec
@@ -97,6 +98,7 @@ def measure_speed(
             bytes_per_token=moved,
             gb_per_s=rate / 1e9,
             fraction_of_bandwidth=rate / bandwidth,
+            in_cache=per_token < cache_bytes,
             tokens=tokens,
         )
 

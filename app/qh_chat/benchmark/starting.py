@@ -25,7 +25,8 @@ class StartRow:
         state: "cold" makes the packed weights, "warm" maps those of a start before. Files may be in
             the system's cache either way, as they were just written.
         start_to_first_token_s: from the creation of the process to its first token line.
-        rss_bytes: largest resident set of the process. planned_bytes: total of its plan.
+        rss_bytes: largest resident set of the process up to its last token.
+        planned_bytes: total of its plan.
         rss_over_plan: their quotient; below 1 where planned memory was never touched.
     """
 
@@ -39,6 +40,21 @@ class StartRow:
     rss_bytes: int
     planned_bytes: int
     rss_over_plan: float
+
+
+def _high_water_bytes(pid: int) -> int:
+    """Largest resident set of a running process, 0 where it cannot be asked.
+
+    Not ru_maxrss: on Linux that includes what this process held when it made the other one.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text("ascii")
+    except (OSError, UnicodeDecodeError):
+        return 0
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    return 0
 
 
 def measure_start(
@@ -70,7 +86,9 @@ def measure_start(
         reader.start()
         first: float | None = None
         model: dict[str, Any] = {}
+        high_bytes = 0
         for line in process.stdout:
+            high_bytes = max(high_bytes, _high_water_bytes(process.pid))
             event = json.loads(line)
             if event["type"] == "token" and first is None:
                 first = time.perf_counter() - begun
@@ -86,8 +104,8 @@ def measure_start(
             exit_code=process.returncode,
             stderr="".join(stderr)[-2000:],
         )
-    # ru_maxrss is in KiB on Linux and in bytes on macOS.
-    rss = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    # Where there is no /proc; ru_maxrss is in bytes on macOS.
+    rss = high_bytes or usage.ru_maxrss
     return StartRow(
         kind="start",
         shape=shape,

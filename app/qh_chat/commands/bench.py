@@ -15,11 +15,12 @@ from pathlib import Path
 from qh_chat import __version__
 from qh_chat.benchmark.checkpoint import write_bitnet_folder
 from qh_chat.benchmark.shapes import SHAPES, BenchModel, random_model, token_bytes
-from qh_chat.benchmark.speed import SpeedRow, measure_bandwidth, measure_speed
+from qh_chat.benchmark.speed import SpeedRow, measure_speed
 from qh_chat.benchmark.starting import StartRow, measure_start
 from qh_chat.commands.context import Context
 from qh_chat.commands.output import plain
 from qh_runtime.errors import ModelNotFoundError, StoreError
+from qh_runtime.hardware.bandwidth import read_bandwidth
 
 __all__ = ["run"]
 
@@ -53,7 +54,9 @@ def run(args: argparse.Namespace, context: Context) -> int:
     wanted = names if args.shape is None else (args.shape,)
     effort = _QUICK if args.quick else _FULL
     settings = context.settings({"models.threads": args.threads})
-    most = settings.models.threads or context.models(settings).profile().usable_threads
+    profile = context.models(settings).profile()
+    most = settings.models.threads or profile.usable_threads
+    cache_bytes = max((x.size_bytes for x in profile.cpu.caches.value or ()), default=0)
     counts = sorted({1, most}) if effort.all_thread_counts else [most]
 
     before = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
@@ -61,9 +64,9 @@ def run(args: argparse.Namespace, context: Context) -> int:
     bandwidth = {}
     for threads in counts:
         _say(f"read bandwidth with {threads} threads")
-        bandwidth[threads] = measure_bandwidth(threads, effort.bandwidth_s)
+        bandwidth[threads] = read_bandwidth(threads, effort.bandwidth_s).value or 0.0
     rows: list[Row] = []
-    for row in _rows(wanted, context, effort, bandwidth):
+    for row in _rows(wanted, context, effort, bandwidth, cache_bytes):
         rows.append(row)
         if not args.json:
             print(_line(row), flush=True)
@@ -86,7 +89,11 @@ def run(args: argparse.Namespace, context: Context) -> int:
 
 
 def _rows(
-    wanted: tuple[str, ...], context: Context, effort: _Effort, bandwidth: dict[int, float]
+    wanted: tuple[str, ...],
+    context: Context,
+    effort: _Effort,
+    bandwidth: dict[int, float],
+    cache_bytes: int,
 ) -> Iterator[Row]:
     for name in wanted:
         _say(f"{name}: making the model")
@@ -97,7 +104,9 @@ def _rows(
             continue
         for threads, rate in bandwidth.items():
             _say(f"{name}: {threads} threads")
-            yield from measure_speed(model, threads, rate, effort.seconds, effort.prompt_tokens)
+            yield from measure_speed(
+                model, threads, rate, cache_bytes, effort.seconds, effort.prompt_tokens
+            )
         del model
     threads = max(bandwidth)
     if _BUILTIN in wanted:
@@ -170,6 +179,7 @@ def _line(row: Row) -> str:
     return (
         f"{head}{row.tokens_per_s:8.1f} tok/s  {row.bytes_per_token / 1e6:7.1f} MB/token  "
         f"{row.gb_per_s:5.1f} GB/s  {row.fraction_of_bandwidth:4.0%} of bandwidth"
+        + (" (in cache)" if row.in_cache else "")
     )
 
 
