@@ -236,8 +236,8 @@ class Decoder:
     def prefill(self, tokens: Tokens) -> bool:
         """Appends at least one token to the KV cache; False when cancelled.
 
-        After True, `logits` are those of the last token. After False, `position` is the end of the
-        last complete batch.
+        After True, `logits` are those of the last token; the head is multiplied when they are first
+        asked for. After False, `position` is the end of the last complete batch.
 
         Raises:
             KernelError: a token outside the vocabulary, no room in the context, a pending token, or
@@ -263,10 +263,12 @@ class Decoder:
         """A copy of the logits after the last token, float32 (vocab_size,).
 
         Raises:
-            KernelError: nothing was computed since the decoder was made or truncated.
+            KernelError: nothing was computed since the decoder was made or truncated, or a logit is
+                NaN or infinite (fact: position).
         """
         with self._use() as native:
-            self._require_logits(native)
+            self._require_last(native)
+            self._done(native, native.require_logits())
             return native.logits()
 
     def next_token(self, sampler: Sampler) -> int:
@@ -284,7 +286,7 @@ class Decoder:
             raise mismatch("sampler vocab_size", self.vocab_size, sampler.vocab_size)
         with self._use() as native:
             if native.pending < 0:
-                self._require_logits(native)
+                self._require_last(native)
             else:
                 self._require_room(native, 1)
             token = native.next_token(sampler.native)
@@ -416,8 +418,8 @@ class Decoder:
                 tokens=n_tokens,
             )
 
-    def _require_logits(self, native: _native.Decoder) -> None:
-        if not native.has_logits:
+    def _require_last(self, native: _native.Decoder) -> None:
+        if not native.has_last:
             raise mismatch("decoder", "logits of a token", "none", "prefill at least one token")
 
     def _done(self, native: _native.Decoder, status: int) -> bool:

@@ -154,6 +154,7 @@ void compare_batches_and_threads(const qh::KernelTable& table, const qh::ModelSh
     }
     decoder.truncate(11);
     decoder.prefill(tokens.data() + 11, n_tokens - 11);
+    decoder.require_logits();
     for (int64_t i = 0; i < shape.vocab_size; ++i) {
       report.same_bits(last[i], decoder.logits()[i], "logits after truncate", table.name, i);
     }

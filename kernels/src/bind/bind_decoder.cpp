@@ -124,6 +124,11 @@ class NativeDecoder {
     return static_cast<int32_t>(decoder_->commit_pending());
   }
 
+  int32_t require_logits() {
+    const nb::gil_scoped_release release;
+    return static_cast<int32_t>(decoder_->require_logits());
+  }
+
   nb::ndarray<nb::numpy, float, nb::ndim<1>> logits() const {
     const auto n = static_cast<size_t>(decoder_->shape().vocab_size);
     return own(std::vector<float>(decoder_->logits(), decoder_->logits() + n), {n});
@@ -181,6 +186,7 @@ void bind_decoder(nb::module_& module) {
       .def("forward", &NativeDecoder::forward, "tokens"_a, "logits"_a)
       .def("next_token", &NativeDecoder::next_token, "sampler"_a)
       .def("commit_pending", &NativeDecoder::commit_pending)
+      .def("require_logits", &NativeDecoder::require_logits)
       .def("logits", &NativeDecoder::logits)
       .def("trace", &NativeDecoder::trace)
       .def(
@@ -198,7 +204,7 @@ void bind_decoder(nb::module_& module) {
       .def_prop_ro("threads", [](NativeDecoder& self) { return self.decoder().threads(); })
       .def_prop_ro("position", [](NativeDecoder& self) { return self.decoder().position(); })
       .def_prop_ro("pending", [](NativeDecoder& self) { return self.decoder().pending(); })
-      .def_prop_ro("has_logits", [](NativeDecoder& self) { return self.decoder().has_logits(); })
+      .def_prop_ro("has_last", [](NativeDecoder& self) { return self.decoder().has_last(); })
       .def_prop_ro("non_finite_position",
                    [](NativeDecoder& self) { return self.decoder().non_finite_position(); });
 }

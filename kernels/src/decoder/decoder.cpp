@@ -72,9 +72,20 @@ Status Decoder::forward(const int32_t* tokens, int64_t n_tokens, float* logits) 
 
 Decoder::NextToken Decoder::next_token(Sampler& sampler) {
   if (const Status status = commit_pending(); status != Status::ok) return {status, {}};
+  if (const Status status = require_logits(); status != Status::ok) return {status, {}};
   const SampleResult sample = sampler.sample(scratch_.logits);
   if (sample.error == SampleError::none) pending_ = sample.token;
   return {Status::ok, sample};
+}
+
+Status Decoder::require_logits() {
+  if (has_logits_) return Status::ok;
+  const ScopedFlushDenormals flush;
+  bad_position_.store(kAllFinite, std::memory_order_relaxed);
+  compute_logits(last_row_, 1, position() - 1, scratch_.logits);
+  if (bad_position_.load(std::memory_order_relaxed) != kAllFinite) return Status::non_finite;
+  has_logits_ = true;
+  return Status::ok;
 }
 
 Status Decoder::commit_pending() {
@@ -89,6 +100,7 @@ Status Decoder::commit_pending() {
 void Decoder::truncate(int64_t position) noexcept {
   position_.store(position, std::memory_order_relaxed);
   pending_ = -1;
+  has_last_ = false;
   has_logits_ = false;
 }
 
@@ -96,10 +108,8 @@ Status Decoder::run(const int32_t* tokens, int64_t n_tokens, float* all_logits) 
   trace_.clear();
   for (int64_t done = 0; done < n_tokens;) {
     const int64_t n = std::min(options_.batch_tokens, n_tokens - done);
-    const LogitsWanted wanted{
-        .last = done + n == n_tokens,
-        .all = all_logits == nullptr ? nullptr : all_logits + done * model_.shape.vocab_size};
-    if (const Status status = run_batch(tokens + done, n, wanted); status != Status::ok) {
+    float* logits = all_logits == nullptr ? nullptr : all_logits + done * model_.shape.vocab_size;
+    if (const Status status = run_batch(tokens + done, n, logits); status != Status::ok) {
       return status;
     }
     done += n;
@@ -107,11 +117,13 @@ Status Decoder::run(const int32_t* tokens, int64_t n_tokens, float* all_logits) 
   return Status::ok;
 }
 
-Status Decoder::run_batch(const int32_t* tokens, int64_t n_tokens, LogitsWanted wanted) {
+Status Decoder::run_batch(const int32_t* tokens, int64_t n_tokens, float* all_logits) {
   const ScopedFlushDenormals flush;
   const int64_t begin = position();
   const int64_t hidden_size = model_.shape.hidden_size;
   bad_position_.store(kAllFinite, std::memory_order_relaxed);
+  // The rows of the residual stream are overwritten now; logits that were computed stay.
+  has_last_ = has_logits_;
   extend_rope_tables(begin + n_tokens);
 
   const MatrixView& embedding = model_.embedding.w;
@@ -130,13 +142,17 @@ Status Decoder::run_batch(const int32_t* tokens, int64_t n_tokens, LogitsWanted 
     }
   }
   if (cancelled()) return Status::cancelled;
-  if (wanted.last || wanted.all != nullptr) {
-    has_logits_ = false;
-    compute_logits(begin, n_tokens, wanted);
-  }
+  if (all_logits != nullptr) compute_logits(0, n_tokens, begin, all_logits);
   if (bad_position_.load(std::memory_order_relaxed) != kAllFinite) return Status::non_finite;
   position_.store(begin + n_tokens, std::memory_order_relaxed);
-  has_logits_ = wanted.last;
+  last_row_ = n_tokens - 1;
+  has_last_ = true;
+  has_logits_ = all_logits != nullptr;
+  if (has_logits_) {
+    const int64_t vocab_size = model_.shape.vocab_size;
+    std::memcpy(scratch_.logits, all_logits + last_row_ * vocab_size,
+                static_cast<size_t>(vocab_size) * sizeof(float));
+  }
   return Status::ok;
 }
 
@@ -270,27 +286,19 @@ void Decoder::attend(int64_t layer, int64_t begin, int64_t n_tokens) noexcept {
   }
 }
 
-void Decoder::compute_logits(int64_t begin, int64_t n_tokens, LogitsWanted wanted) {
+// Logits of n_tokens rows of the residual stream from first_row on; the first is at position begin.
+void Decoder::compute_logits(int64_t first_row, int64_t n_tokens, int64_t begin, float* logits) {
   const ModelShape& shape = model_.shape;
   Scratch& s = scratch_;
-  const int64_t first = wanted.all != nullptr ? 0 : n_tokens - 1;
-  const int64_t n = n_tokens - first;
-  float* logits = wanted.all != nullptr ? wanted.all : s.logits;
   const LinearJob head[] = {{&model_.head, logits, shape.vocab_size}};
-  prepare_input({shape.num_hidden_layers, "head"}, n, shape.hidden_size, forms_of(head),
+  prepare_input({shape.num_hidden_layers, "head"}, n_tokens, shape.hidden_size, forms_of(head),
                 [&](int64_t t, float* input) {
-                  table_.rms_norm(s.hidden + (first + t) * s.hidden_stride, model_.final_norm,
+                  table_.rms_norm(s.hidden + (first_row + t) * s.hidden_stride, model_.final_norm,
                                   model_.rms_norm_eps, shape.hidden_size, input);
                 });
-  multiply(head, n);
-  for (int64_t t = 0; t < n; ++t) {
-    if (!all_finite(logits + t * shape.vocab_size, shape.vocab_size)) {
-      note_non_finite(begin + first + t);
-    }
-  }
-  if (wanted.all != nullptr && wanted.last) {
-    std::memcpy(s.logits, logits + (n - 1) * shape.vocab_size,
-                static_cast<size_t>(shape.vocab_size) * sizeof(float));
+  multiply(head, n_tokens);
+  for (int64_t t = 0; t < n_tokens; ++t) {
+    if (!all_finite(logits + t * shape.vocab_size, shape.vocab_size)) note_non_finite(begin + t);
   }
 }
 

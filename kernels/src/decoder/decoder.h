@@ -50,8 +50,8 @@ class Decoder {
   // Allocates everything; throws std::bad_alloc or std::system_error where the system refuses.
   Decoder(const KernelTable& table, ModelView model, const DecoderOptions& options);
 
-  // Appends the tokens to the KV cache, batch by batch; afterwards logits() are those of the last.
-  // Anything but ok leaves the position at the end of the last complete batch.
+  // Appends the tokens to the KV cache, batch by batch. Anything but ok leaves the position at the
+  // end of the last complete batch.
   Status prefill(const int32_t* tokens, int64_t n_tokens);
   // The same, and writes the logits of every token: (n_tokens, vocab_size).
   Status forward(const int32_t* tokens, int64_t n_tokens, float* logits);
@@ -63,6 +63,10 @@ class Decoder {
   // Runs the pending token, if there is one, then draws from the logits; what was drawn becomes the
   // pending token. A cancelled call changes nothing.
   NextToken next_token(Sampler& sampler);
+  // Multiplies the head for the last token, if that was not done yet: not cancelled or ok only, and
+  // not before something was computed (has_last). Prefill leaves it to here, so that a prompt that
+  // comes in pieces pays for one head.
+  Status require_logits();
   // Runs the pending token without drawing another.
   Status commit_pending();
   // Forgets every position from `position` on, and the pending token and the logits.
@@ -74,7 +78,9 @@ class Decoder {
   int64_t position() const noexcept { return position_.load(std::memory_order_relaxed); }
   int64_t context_length() const noexcept { return options_.context_length; }
   int32_t pending() const noexcept { return pending_; }
-  bool has_logits() const noexcept { return has_logits_; }
+  // Whether there is a last token to have logits of.
+  bool has_last() const noexcept { return has_last_; }
+  // Of the last token, after require_logits.
   const float* logits() const noexcept { return scratch_.logits; }
   // The first position with a NaN or infinite value in the last pass that said non_finite.
   int64_t non_finite_position() const noexcept { return bad_position_.load(); }
@@ -97,12 +103,6 @@ class Decoder {
     int64_t layer;
     const char* name;
   };
-  // Which logits a batch is for: none, those of the last token, or of every token into `all`.
-  struct LogitsWanted {
-    bool last;
-    float* all;
-  };
-
   InputForm form_of(const MatrixView& w) const noexcept;
   template <int N>
   unsigned forms_of(const LinearJob (&jobs)[N]) const noexcept;
@@ -116,10 +116,10 @@ class Decoder {
   void for_each_token(int64_t n_tokens, Body body) noexcept;
 
   Status run(const int32_t* tokens, int64_t n_tokens, float* all_logits);
-  Status run_batch(const int32_t* tokens, int64_t n_tokens, LogitsWanted wanted);
+  Status run_batch(const int32_t* tokens, int64_t n_tokens, float* all_logits);
   bool run_layer(int64_t layer, int64_t begin, int64_t n_tokens);
   void attend(int64_t layer, int64_t begin, int64_t n_tokens) noexcept;
-  void compute_logits(int64_t begin, int64_t n_tokens, LogitsWanted wanted);
+  void compute_logits(int64_t first_row, int64_t n_tokens, int64_t begin, float* logits);
   void extend_rope_tables(int64_t end) noexcept;
   void note_non_finite(int64_t position) noexcept;
   void record(Place place, bool per_token, int64_t n_tokens, int64_t cols, int64_t stride);
@@ -139,7 +139,9 @@ class Decoder {
   std::atomic<int64_t> bad_position_{kAllFinite};
   std::atomic<bool> cancelled_{false};
   int32_t pending_ = -1;
-  bool has_logits_ = false;
+  int64_t last_row_ = 0;     // row of scratch_.hidden that belongs to the last token
+  bool has_last_ = false;    // that row, or has_logits_
+  bool has_logits_ = false;  // scratch_.logits are those of the last token
   std::vector<TraceRecord> trace_;
 };
 

@@ -286,3 +286,38 @@ def test_keys_beyond_float16_are_found() -> None:
     with pytest.raises(KernelError) as raised:
         large.decoder(kv_type="f16").prefill([1, 2])
     assert raised.value.facts["position"] == 0
+
+
+def test_infinite_logits_name_the_position() -> None:
+    """Only the head overflows: the prefill is good, what it would be sampled from is not."""
+    model = make_model("llama")
+    weights = model.weights.head.data.copy().view(np.float32)
+    weights[:] = np.sign(weights) * 3e38
+    head = replace(model.weights.head, data=weights.view(np.uint8))
+    decoder = replace(model, weights=replace(model.weights, head=head)).decoder()
+    assert decoder.prefill([1, 2, 3])
+    for ask in (decoder.logits, lambda: decoder.next_token(greedy(model))):
+        with pytest.raises(KernelError) as raised:
+            ask()
+        assert raised.value.facts["position"] == 2
+    decoder.truncate(0)
+    with pytest.raises(KernelError) as raised:
+        decoder.forward([1, 2, 3])
+    assert raised.value.facts["position"] == 0
+
+
+def test_logits_outlive_a_cancelled_prefill_only_if_they_were_asked_for() -> None:
+    model = make_model("llama")
+    decoder = model.decoder()
+    decoder.prefill([1, 2, 3])
+    before = decoder.logits()
+    decoder.cancel()
+    assert not decoder.prefill([4])
+    np.testing.assert_array_equal(decoder.logits(), before)
+    decoder.clear_cancel()
+    decoder.prefill([4])
+    decoder.cancel()
+    assert not decoder.prefill([5])
+    with pytest.raises(KernelError) as raised:
+        decoder.logits()
+    assert raised.value.facts["found"] == "none"

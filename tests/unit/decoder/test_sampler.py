@@ -176,16 +176,16 @@ def test_top_k_among_equals_keeps_the_lowest_ids() -> None:
 
 def test_large_vocabulary_with_a_flat_distribution() -> None:
     """Thousands of candidates are kept, none is far likelier than another."""
-    vocab = 5000
+    vocab = 2000
     logits = np.linspace(0, 0.5, vocab, dtype=np.float32)
-    found = draws(logits, 40_000, top_p=0.5)
+    found = draws(logits, 10_000, top_p=0.5)
     p = expected_probabilities(logits, top_p=0.5)
-    assert 1000 < np.count_nonzero(p) < vocab
+    assert 500 < np.count_nonzero(p) < vocab
     assert found.min() == np.flatnonzero(p).min()
     assert_distributed(found, p)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     logits=st.lists(
         st.floats(-30, 30, width=32) | st.just(float("-inf")), min_size=1, max_size=600
