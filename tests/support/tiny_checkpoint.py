@@ -227,14 +227,28 @@ def _encode_ternary(folder: Path, encoding: str) -> None:
                 tensors[name] = pack_weights(ternary.clone())
                 stored = 1 / scale if encoding == "A" else scale
                 tensors[f"{module}.weight_scale"] = stored.reshape(1)
+    # Published files are bfloat16 throughout, scales and norms included.
+    tensors = {
+        name: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def load_oracle(folder: Path) -> Any:
     """The transformers model of a checkpoint: float32, eager attention, CPU."""
-    return transformers.AutoModelForCausalLM.from_pretrained(
+    model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    )
+    # Quantized models keep the types of the file, where sums of codes would round to 8 bits, and
+    # refuse to be cast as a whole.
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.float()
+    for module in model.modules():
+        if hasattr(module, "weight_scale") and hasattr(module, "dtype"):
+            module.dtype = torch.float32
+    return model.eval()
 
 
 def oracle_logits(model: Any, tokens: list[int]) -> NDArray[np.float32]:
