@@ -74,17 +74,26 @@ def _tensors(spec: DecoderSpec, seed: int) -> dict[str, np.ndarray]:
     return tensors | {name: 1 + normal(length, scale=0.2) for name, length in norms}
 
 
+def _bound(exact: np.ndarray, rounded: np.ndarray) -> np.ndarray:
+    """A share of each row, plus what float32 costs the reference itself.
+
+    A norm over one or two inputs near zero multiplies rounding by up to 1 / sqrt(eps); the
+    reference in float32 suffers the same, within a factor that the order of sums decides.
+    """
+    size = np.sqrt(np.mean(exact**2, axis=-1, keepdims=True))
+    return np.asarray(2e-3 * np.maximum(size, 0.05) + 30 * np.abs(rounded - exact).max())
+
+
 def _check(config: dict[str, Any], pack: str | None, seed: int, n_tokens: int) -> None:
     spec = spec_from_config(config)
     model = NativeModel.from_tensors(config, _tensors(spec, seed), pack)
     tokens = np.random.default_rng(seed).integers(0, spec.vocab_size, size=n_tokens).tolist()
     exact = model.reference_decoder(exact=True, dtype=np.float64).forward(tokens)
+    rounded = model.reference_decoder(exact=True).forward(tokens)
     for name in isa.available():
         with model.decoder(exact=True, isa=name, batch_tokens=4) as decoder:
             found = decoder.forward(tokens)
-        # Norms over one or two inputs and small eps amplify rounding; the root mean square of a
-        # row of few logits may be small.
-        bound = 2e-3 * np.maximum(np.sqrt(np.mean(exact**2, axis=-1, keepdims=True)), 0.05)
+        bound = _bound(exact, rounded)
         assert_within(found, exact, bound, label=f"{name} {pack}")
 
 
@@ -99,7 +108,8 @@ def _check_on_codes(config: dict[str, Any], pack: str | None, seed: int, n_token
             found = decoder.forward(tokens)
             tape = tape_of(spec, decoder.trace())
         expected = model.reference_decoder(hook=replay(tape), dtype=np.float64).forward(tokens)
-        bound = 2e-3 * np.maximum(np.sqrt(np.mean(expected**2, axis=-1, keepdims=True)), 0.05)
+        rounded = model.reference_decoder(hook=replay(tape)).forward(tokens)
+        bound = _bound(expected, rounded)
         assert_within(found, expected, bound, label=f"{name} {pack} codes")
 
 
