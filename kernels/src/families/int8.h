@@ -33,6 +33,7 @@ struct Int8 {
         totals[t] = V::add(totals[t], V::mul(x_scale, V::to_f32(sums[t])));
       }
     }
+    prefetch(blocks + padded * kTileRows);
     const F32 row_scales = V::load(reinterpret_cast<const float*>(blocks + padded * kTileRows));
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) results[t] = V::mul(totals[t], row_scales);
@@ -47,6 +48,7 @@ struct Int8 {
       prefetch(blocks + b * 64);
       add_exact<V, T>(sums, V::load_block(blocks + b * 64), in, 4 * b);
     }
+    prefetch(blocks + padded * kTileRows);
     const F32 row_scales = V::load(reinterpret_cast<const float*>(blocks + padded * kTileRows));
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {

@@ -29,19 +29,24 @@ struct Lut4 {
     const uint8_t* blocks = tile_data + group_scale_bytes(kSpec, padded);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) results[t] = V::zero();
+    // Runs over scales and blocks alike, so that the next tile's first blocks are asked for too.
+    const uint8_t* ahead = blocks;
     for (int64_t wide = 0; wide < padded / kSpec.group; ++wide) {
       F32 totals[T];
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) totals[t] = V::zero();
       for (int64_t g = wide * kInputGroups; g < (wide + 1) * kInputGroups; ++g) {
         I32 sums[T];
-        group<T>(blocks + g * kGroupBlocks * 64, in, g, sums);
+        group<T>(blocks + g * kGroupBlocks * 64, ahead, in, g, sums);
+        ahead += kGroupBlocks * 64;
 #pragma GCC unroll 8
         for (int t = 0; t < T; ++t) {
           const F32 x_scale = V::set(in.scales[t * in.group_stride + g]);
           totals[t] = V::add(totals[t], V::mul(x_scale, V::to_f32(sums[t])));
         }
       }
+      prefetch(ahead);
+      ahead += kTileRows * 2;
       const F32 scales = group_scales(tile_data, wide);
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) {
@@ -111,8 +116,8 @@ struct Lut4 {
 
   // sums[t] = the exact products of one group of 32 columns.
   template <int T>
-  static QH_ALWAYS_INLINE void group(const uint8_t* blocks, const TokenBlock& in, int64_t g,
-                                     I32 (&sums)[T]) noexcept {
+  static QH_ALWAYS_INLINE void group(const uint8_t* blocks, const uint8_t* ahead,
+                                     const TokenBlock& in, int64_t g, I32 (&sums)[T]) noexcept {
     const int8_t* inputs = in.codes + g * kActivationGroup;
     typename V::Narrow narrow[T];
 #pragma GCC unroll 8
@@ -122,7 +127,7 @@ struct Lut4 {
     }
 #pragma GCC unroll 4
     for (int b = 0; b < kGroupBlocks; ++b) {
-      prefetch(blocks + b * 64);
+      prefetch(ahead + b * 64);
       const Block packed = V::load_block(blocks + b * 64);
       add_nibble<T>(narrow, sums, V::and_mask(packed, 15), inputs + 8 * b, in.code_stride);
       add_nibble<T>(narrow, sums, V::and_mask(V::template shift_right<4>(packed), 15),

@@ -36,6 +36,7 @@ struct Ternary {
     } else {
       many_tokens<T>(blocks, n_blocks, in, sums);
     }
+    prefetch(blocks + n_blocks * 64);
     const F32 row_scales = V::load(reinterpret_cast<const float*>(blocks + n_blocks * 64));
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
@@ -66,6 +67,7 @@ struct Ternary {
       add_exact<V, T>(sums, V::lookup(f2, kCodes), in, 16 * b + 8);
       add_exact<V, T>(sums, V::lookup(f3, kCodes), in, 16 * b + 12);
     }
+    prefetch(blocks + n_blocks * 64);
     const F32 row_scales = V::load(reinterpret_cast<const float*>(blocks + n_blocks * 64));
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
