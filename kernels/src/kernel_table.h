@@ -38,10 +38,10 @@ struct MatrixView {
 // int8 activations of n_tokens rows. Ternary: one scale and one sum per token (group count 1).
 // Other packed formats: one per kActivationGroup inputs. scale is what a code is multiplied by.
 struct QuantizedActivations {
-  const int8_t* codes;    // (n_tokens, code_stride), zero-padded to code_stride
-  const float* scales;    // (n_tokens, group_stride)
-  const int32_t* sums;    // (n_tokens, group_stride): sum of the codes of each group
-  int64_t code_stride;    // multiple of kActivationPad
+  const int8_t* codes;  // (n_tokens, code_stride), zero-padded to code_stride
+  const float* scales;  // (n_tokens, group_stride)
+  const int32_t* sums;  // (n_tokens, group_stride): sum of the codes of each group
+  int64_t code_stride;  // multiple of kActivationPad
   int64_t group_stride;
   int64_t n_tokens;
 };
@@ -53,8 +53,7 @@ using LinearQuantized = void (*)(const MatrixView& w, const QuantizedActivations
                                  int64_t y_stride, int64_t row_begin, int64_t row_end) noexcept;
 // The same with float32 activations (n_tokens, x_stride); rows of x are zero-padded to x_stride.
 using LinearF32 = void (*)(const MatrixView& w, const float* x, int64_t x_stride, int64_t n_tokens,
-                           float* y, int64_t y_stride, int64_t row_begin,
-                           int64_t row_end) noexcept;
+                           float* y, int64_t y_stride, int64_t row_begin, int64_t row_end) noexcept;
 // out[0..cols) = float32 values of one row (embedding lookup).
 using UnpackRow = void (*)(const MatrixView& w, int64_t row, float* out) noexcept;
 
@@ -65,16 +64,16 @@ struct FormatKernels {
 };
 
 struct AttentionArgs {
-  const float* q;          // (n_heads, head_dim) of one token, rope applied
-  const void* keys;        // (positions, n_kv_heads, head_dim) in KvType
-  const void* values;      // same shape
+  const float* q;      // (n_heads, head_dim) of one token, rope applied
+  const void* keys;    // (positions, n_kv_heads, head_dim) in KvType
+  const void* values;  // same shape
   KvType kv_type;
   int64_t n_heads, n_kv_heads, head_dim;
-  int64_t first, last;     // attends to positions first..last inclusive (sliding window: first > 0)
+  int64_t first, last;  // attends to positions first..last inclusive (sliding window: first > 0)
   int64_t head_begin, head_end;  // heads this call computes
-  float scale;             // 1 / sqrt(head_dim)
-  float* scores;           // scratch, last - first + 1 floats
-  float* out;              // (n_heads, head_dim)
+  float scale;                   // 1 / sqrt(head_dim)
+  float* scores;                 // scratch, last - first + 1 floats
+  float* out;                    // (n_heads, head_dim)
 };
 
 struct KernelTable {

@@ -54,7 +54,7 @@ class CheckpointError(QhError):
 
 
 class TruncatedCheckpointError(CheckpointError):
-    """A checkpoint file is shorter than its header says. Facts: path, expected_bytes, found_bytes."""
+    """A file is shorter than its header says. Facts: path, expected_bytes, found_bytes."""
 
 
 class UnsupportedTensorError(CheckpointError):

@@ -41,7 +41,7 @@ class SamplingParams:
         top_k: keep the k likeliest; 0 keeps all.
         top_p: keep the smallest set with this much probability; 1 keeps all.
         min_p: drop what is less likely than min_p times the likeliest; 0 keeps all.
-        repetition_penalty: divides positive and multiplies negative logits of seen tokens; 1 is off.
+        repetition_penalty: divides positive, multiplies negative logits of seen tokens; 1 is off.
         presence_penalty: subtracted once from the logit of each seen token; 0 is off.
         frequency_penalty: subtracted per occurrence; 0 is off.
         penalty_window: how many of the last tokens count as seen.
