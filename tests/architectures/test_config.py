@@ -69,6 +69,10 @@ def test_folder_is_the_registry() -> None:
     assert with_spec - {"__init__"} == set(TYPES)
 
 
+def test_every_architecture_has_a_tiny_checkpoint() -> None:
+    assert {case.model_type for case in CASES.values()} == set(model_types())
+
+
 @pytest.mark.parametrize("model_type", TYPES)
 def test_defaults_are_those_of_transformers(model_type: str) -> None:
     _assert_equal(
