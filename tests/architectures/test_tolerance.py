@@ -32,7 +32,7 @@ def test_expected_values_must_be_finite_and_shapes_equal() -> None:
 
 def test_relative_bounds_are_of_the_rows_root_mean_square() -> None:
     expected = np.array([[3.0, 4.0], [300.0, 400.0]])
-    found = expected + [[0.0, 0.3], [30.0, 0.0]]
+    found = expected + np.array([[0.0, 0.3], [30.0, 0.0]])
     assert_within(found, expected, 0.0849, relative=True)
     with pytest.raises(AssertionError, match=r"worst at \(0, 1\)|worst at \(1, 0\)"):
         assert_within(found, expected, 0.0848, relative=True)
