@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qh_chat import __version__
 from qh_chat.paths import Paths
 from qh_runtime.errors import CheckpointError
 
@@ -73,6 +74,18 @@ class Models:
         from qh_runtime.loader import load_model
 
         entry = self.entry(name)
-        engine = load_model(entry, options, self.profile(), self.paths.packed_dir, on_progress)
-        log.info("loaded %s: %s, options %s", entry.name, engine.info, options)
-        return engine
+        profile = self.profile()
+        memory, cpu = profile.memory, profile.cpu
+        # With the loader's own line (weights, plan, instruction set): the start of a session.
+        log.info(
+            "qh-chat %s loads %s on %s: %s usable bytes (%s), %d threads (%s), %s",
+            __version__,
+            entry.name,
+            cpu.name.value,
+            memory.usable_bytes.value,
+            memory.usable_bytes.source,
+            profile.usable_threads,
+            cpu.usable_threads.source,
+            options,
+        )
+        return load_model(entry, options, profile, self.paths.packed_dir, on_progress)
