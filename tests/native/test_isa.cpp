@@ -359,7 +359,7 @@ void test_attention(const KernelTable& plain, const KernelTable& table, Report& 
   };
   constexpr Shape kShapes[] = {{1, 1, 2, 1, 0},    {4, 2, 16, 5, 0},   {6, 2, 30, 17, 3},
                                {8, 8, 64, 33, 0},  {3, 1, 80, 100, 7}, {4, 1, 128, 63, 62},
-                               {2, 2, 66, 257, 1}, {2, 1, 10, 16, 0}};
+                               {2, 2, 66, 257, 1}, {2, 1, 10, 16, 0},  {14, 2, 24, 97, 0}};
   Random random(17);
   for (const Shape& s : kShapes) {
     for (const qh::KvType type : {qh::KvType::f32, qh::KvType::f16}) {
@@ -401,6 +401,14 @@ void test_attention(const KernelTable& plain, const KernelTable& table, Report& 
         args.head_begin = head;
         args.head_end = head + 1;
         table.attention(args);
+      }
+      Buffer<float> together(q.size());
+      args.out = together.data();
+      args.head_begin = 0;
+      args.head_end = s.heads;
+      table.attention(args);
+      for (int64_t i = 0; i < q.size(); ++i) {
+        report.same_bits(found[i], together[i], "attention", "heads together", i);
       }
       // Scores are off by at most (dim + 2) eps |q||k| scale; a relative change of each weight by
       // that, of the sum by twice that, and the rounding of the final sum.

@@ -40,17 +40,27 @@ float dense_element(const uint8_t* data, int64_t index) noexcept {
   if constexpr (kFormat == FormatId::bf16) return float_from_bf16(load_u16(data + index * 2));
 }
 
+// The integer that one byte holds for the sub-columns 4 * field .. 4 * field + 3 of its block.
+template <FormatId kFormat>
+int32_t code_in(uint8_t byte, int64_t field) noexcept {
+  constexpr const FormatSpec& spec = spec_of(kFormat);
+  if constexpr (spec.family == Family::int8) return static_cast<int8_t>(byte);
+  if constexpr (spec.family == Family::ternary) return ((byte >> (2 * field)) & 3) - 1;
+  if constexpr (spec.family == Family::lut4) return spec.table[(byte >> (4 * field)) & 15];
+}
+
+// The 4 bytes of a packed tile that hold row r, columns k..k+3 (k a multiple of 4).
+template <FormatId kFormat>
+const uint8_t* bytes_at(const uint8_t* tile, int64_t padded_cols, int r, int64_t k) noexcept {
+  constexpr const FormatSpec& spec = spec_of(kFormat);
+  return tile + group_scale_bytes(spec, padded_cols) + k / spec.block_columns * 64 + 4 * r;
+}
+
 // The integer code of row r, column k of a packed tile.
 template <FormatId kFormat>
 int32_t code_at(const uint8_t* tile, int64_t padded_cols, int r, int64_t k) noexcept {
-  constexpr const FormatSpec& spec = spec_of(kFormat);
-  const int64_t block = k / spec.block_columns;
-  const int within = static_cast<int>(k % spec.block_columns);
-  const uint8_t* blocks = tile + group_scale_bytes(spec, padded_cols);
-  const uint8_t byte = blocks[block * 64 + 4 * r + within % 4];
-  if constexpr (spec.family == Family::int8) return static_cast<int8_t>(byte);
-  if constexpr (spec.family == Family::ternary) return ((byte >> (within / 4 * 2)) & 3) - 1;
-  if constexpr (spec.family == Family::lut4) return spec.table[(byte >> (within / 4 * 4)) & 15];
+  const int64_t field = k % spec_of(kFormat).block_columns / 4;
+  return code_in<kFormat>(bytes_at<kFormat>(tile, padded_cols, r, k)[k % 4], field);
 }
 
 // What the code of row r, column k is multiplied by.
@@ -75,7 +85,11 @@ struct ScalarLinear {
   static int32_t dot(const uint8_t* tile, int64_t padded, int r, const int8_t* x, int64_t begin,
                      int64_t end) noexcept {
     int32_t acc = 0;
-    for (int64_t k = begin; k < end; ++k) acc += code_at<kFormat>(tile, padded, r, k) * x[k];
+    for (int64_t k = begin; k < end; k += 4) {
+      const uint8_t* bytes = bytes_at<kFormat>(tile, padded, r, k);
+      const int64_t field = k % kSpec.block_columns / 4;
+      for (int t = 0; t < 4; ++t) acc += code_in<kFormat>(bytes[t], field) * x[k + t];
+    }
     return acc;
   }
 

@@ -189,10 +189,19 @@ struct Simd {
     return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
   }
   static QH_ALWAYS_INLINE float reduce_add(F32 a) noexcept {
-    const __m256 eight = _mm256_add_ps(a.low, a.high);
-    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 four = fold(a);
     four = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(four, _mm_shuffle_ps(four, four, 1)));
+  }
+  static QH_ALWAYS_INLINE void reduce_add_each(const F32 (&a)[4], float* out) noexcept {
+    const __m128 r0 = fold(a[0]);
+    const __m128 r1 = fold(a[1]);
+    const __m128 r2 = fold(a[2]);
+    const __m128 r3 = fold(a[3]);
+    // Lanes 0 + 2 and 1 + 3 of each, then their sum.
+    const __m128 low = _mm_add_ps(_mm_unpacklo_ps(r0, r1), _mm_unpackhi_ps(r0, r1));
+    const __m128 high = _mm_add_ps(_mm_unpacklo_ps(r2, r3), _mm_unpackhi_ps(r2, r3));
+    _mm_storeu_ps(out, _mm_add_ps(_mm_movelh_ps(low, high), _mm_movehl_ps(high, low)));
   }
   static QH_ALWAYS_INLINE float reduce_max(F32 a) noexcept {
     const __m256 eight = _mm256_max_ps(a.low, a.high);
@@ -218,6 +227,11 @@ struct Simd {
   }
 
  private:
+  // 16 lanes to 4: halves added, twice.
+  static QH_ALWAYS_INLINE __m128 fold(F32 a) noexcept {
+    const __m256 eight = _mm256_add_ps(a.low, a.high);
+    return _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  }
   static QH_ALWAYS_INLINE __m256i dot_signed_half(__m256i acc, __m256i codes, Quad x) noexcept {
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(x, codes));
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));

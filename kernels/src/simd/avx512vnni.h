@@ -125,7 +125,22 @@ struct Simd {
   // A NaN in b is kept.
   static QH_ALWAYS_INLINE F32 max(F32 a, F32 b) noexcept { return _mm512_max_ps(a, b); }
   static QH_ALWAYS_INLINE F32 min(F32 a, F32 b) noexcept { return _mm512_min_ps(a, b); }
-  static QH_ALWAYS_INLINE float reduce_add(F32 a) noexcept { return _mm512_reduce_add_ps(a); }
+  static QH_ALWAYS_INLINE float reduce_add(F32 a) noexcept {
+    __m128 four = fold(a);
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_shuffle_ps(four, four, 1)));
+  }
+  // out[i] = reduce_add(a[i]), with the same tree.
+  static QH_ALWAYS_INLINE void reduce_add_each(const F32 (&a)[4], float* out) noexcept {
+    const __m128 r0 = fold(a[0]);
+    const __m128 r1 = fold(a[1]);
+    const __m128 r2 = fold(a[2]);
+    const __m128 r3 = fold(a[3]);
+    // Lanes 0 + 2 and 1 + 3 of each, then their sum.
+    const __m128 low = _mm_add_ps(_mm_unpacklo_ps(r0, r1), _mm_unpackhi_ps(r0, r1));
+    const __m128 high = _mm_add_ps(_mm_unpacklo_ps(r2, r3), _mm_unpackhi_ps(r2, r3));
+    _mm_storeu_ps(out, _mm_add_ps(_mm_movelh_ps(low, high), _mm_movehl_ps(high, low)));
+  }
   static QH_ALWAYS_INLINE float reduce_max(F32 a) noexcept { return _mm512_reduce_max_ps(a); }
   static QH_ALWAYS_INLINE F32 to_f32(I32 a) noexcept { return _mm512_cvtepi32_ps(a); }
   // Nearest, ties to even; some int32 for NaN and values out of range.
@@ -142,6 +157,11 @@ struct Simd {
   }
 
  private:
+  // 16 lanes to 4: halves added, twice.
+  static QH_ALWAYS_INLINE __m128 fold(F32 a) noexcept {
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  }
   static QH_ALWAYS_INLINE __mmask16 lanes(int n) noexcept {
     return static_cast<__mmask16>((1u << n) - 1u);
   }

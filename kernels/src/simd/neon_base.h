@@ -154,8 +154,11 @@ struct NeonBase {
   static QH_ALWAYS_INLINE F32 min(F32 a, F32 b) noexcept {
     return each<F32>([&](int i) { return vminq_f32(a.val[i], b.val[i]); });
   }
-  static QH_ALWAYS_INLINE float reduce_add(F32 a) noexcept {
-    return vaddvq_f32(vaddq_f32(vaddq_f32(a.val[0], a.val[1]), vaddq_f32(a.val[2], a.val[3])));
+  static QH_ALWAYS_INLINE float reduce_add(F32 a) noexcept { return vaddvq_f32(fold(a)); }
+  static QH_ALWAYS_INLINE void reduce_add_each(const F32 (&a)[4], float* out) noexcept {
+    const float32x4_t low = vpaddq_f32(fold(a[0]), fold(a[1]));
+    const float32x4_t high = vpaddq_f32(fold(a[2]), fold(a[3]));
+    vst1q_f32(out, vpaddq_f32(low, high));
   }
   static QH_ALWAYS_INLINE float reduce_max(F32 a) noexcept {
     return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.val[0], a.val[1]), vmaxq_f32(a.val[2], a.val[3])));
@@ -176,6 +179,10 @@ struct NeonBase {
   }
 
  protected:
+  // 16 lanes to 4.
+  static QH_ALWAYS_INLINE float32x4_t fold(F32 a) noexcept {
+    return vaddq_f32(vaddq_f32(a.val[0], a.val[1]), vaddq_f32(a.val[2], a.val[3]));
+  }
   // {{f(0), f(1), f(2), f(3)}}
   template <typename Vector, typename Function>
   static QH_ALWAYS_INLINE Vector each(Function f) noexcept {
