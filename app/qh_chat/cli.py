@@ -8,6 +8,7 @@ Textual; each command imports what it needs when it runs.
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -29,7 +30,10 @@ EXIT_REFUSED = 3
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
-log = logging.getLogger(__name__)
+_UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+
+# By name: run as a module, this file is called __main__, which no log handler knows.
+log = logging.getLogger("qh_chat.cli")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -81,6 +85,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the whole process
+    if sys.stdout is None:
+        _say("qh-chat: standard output: expected it open, found it closed; nothing was done")
+        return EXIT_REFUSED
     parser = build_parser()
     try:
         args = parser.parse_args(argv)
@@ -91,18 +100,29 @@ def _main(argv: Sequence[str] | None) -> int:
     try:
         return _flushed(_run(args, paths, parser))
     except BrokenPipeError:
-        return _broken_pipe()
+        return _discard_output(EXIT_BROKEN_PIPE)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except OSError as error:
+        # Files that cannot be opened name themselves; this came from writing what we print.
+        if error.errno not in _UNWRITABLE or error.filename is not None:
+            return _bug(error, args.command, paths)
+        log.info("output: %s", error)
+        _say(f"qh-chat: output cannot be written: {error.strerror}; free some space")
+        return _discard_output(EXIT_REFUSED)
     except QhError as error:
         log.info("refused: %s: %s", type(error).__name__, error)
         _say(f"qh-chat: {error}")
         return EXIT_REFUSED
-    except Exception as error:
-        log.exception("bug in %s", args.command)
-        name = type(error).__name__
-        _say(f"qh-chat: a bug: {name}: {error}; please report it with the log {paths.places.log}")
-        return EXIT_BUG
+    except Exception as error:  # noqa: BLE001 - the outermost layer: logged, and exit code 1
+        return _bug(error, args.command, paths)
+
+
+def _bug(error: Exception, command: str, paths: Paths) -> int:
+    log.error("bug in %s", command, exc_info=error)
+    name = type(error).__name__
+    _say(f"qh-chat: a bug: {name}: {error}; please report it with the log {paths.places.log}")
+    return EXIT_BUG
 
 
 def _run(args: argparse.Namespace, paths: Paths, parser: argparse.ArgumentParser) -> int:
@@ -129,19 +149,24 @@ def _worker_is_left() -> bool:
 
 
 def _flushed(code: int) -> int:
+    """The exit code once everything printed has left this process."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
-        return _broken_pipe()
+        return _discard_output(EXIT_BROKEN_PIPE)
+    except OSError as error:
+        _say(f"qh-chat: output cannot be written: {error.strerror}; free some space")
+        return _discard_output(EXIT_REFUSED)
     return code
 
 
-def _broken_pipe() -> int:
-    """Stop quietly, as filters do; what is still buffered has no reader."""
+def _discard_output(code: int) -> int:
+    """The exit code; what is still buffered has no reader and must not fail again at the end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
-    return EXIT_BROKEN_PIPE
+    return code
 
 
 def _say(text: str) -> None:

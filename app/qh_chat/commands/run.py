@@ -43,7 +43,7 @@ def run(args: argparse.Namespace, context: Context, load: LoadFunction | None = 
     messages = [Message("user", prompt)]
     if settings.chat.system_prompt and not args.raw:
         messages.insert(0, Message("system", settings.chat.system_prompt))
-    name = args.model or settings.models.model
+    name = settings.models.model if args.model is None else args.model
     _check_name(name, context)
     loader = load or context.models(settings).load
 
@@ -97,6 +97,8 @@ def _check_format(name: str, context: Context) -> None:
 
 
 def _check_name(name: str | None, context: Context) -> None:
+    if name == "":
+        context.usage_error("argument -m: expected a name or a folder, found an empty text")
     if name is not None and not _is_text(name):
         context.usage_error("argument -m: expected text, found bytes that are not UTF-8")
 

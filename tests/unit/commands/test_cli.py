@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shlex
 import socket
 import subprocess
 import sys
@@ -239,3 +240,23 @@ def test_doctor_finds_a_kernel_that_computes_something_else(
     checks = {x.format: x.passed for x in self_test.run_self_test()}
     assert checks.pop("int8") is False
     assert checks.pop("ternary") is True
+
+
+@pytest.mark.parametrize("arguments", ["probe", "run --max-tokens 3 -m MODEL hi"])
+@pytest.mark.parametrize(
+    ("redirect", "code"), [(">/dev/full", 3), (">&-", 3), ("2>&-", 0), ("2>/dev/full", 0)]
+)
+def test_outputs_that_cannot_be_written(
+    home: Path, tiny_model: Path, arguments: str, redirect: str, code: int
+) -> None:
+    line = shlex.join(command(*arguments.replace("MODEL", str(tiny_model)).split()))
+    done = subprocess.run(
+        ["bash", "-c", f"{line} {redirect}"],
+        env=qh_environment(home),
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert done.stderr.count(b"\n") == (1 if code else 0)
+    assert b"Traceback" not in done.stderr

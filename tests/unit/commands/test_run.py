@@ -101,6 +101,7 @@ def test_prompt_from_standard_input(home: Path, tiny_model: Path, prompt: tuple[
         (("--pack", "int3", "x"), None),
         (("--no-such-option", "x"), None),
         (("a", "b"), None),
+        (("-m", "", "x"), None),
     ],
 )
 def test_usage_errors_are_2(
