@@ -13,6 +13,8 @@ namespace {
 // leaves little behind, and claiming a chunk (below 100 ns) costs nothing.
 constexpr int64_t kChunkWork = 512 * 1024;
 constexpr int64_t kMinChunksPerThread = 4;
+// Tokens of a prefill that read the keys and values of one head one after the other.
+constexpr int64_t kAttentionTokens = 8;
 // Below this many multiply-adds (about 0.5 microseconds) a step is faster on one thread than handed
 // over: 0.2 to 0.4 microseconds to a spinning worker (2 cores of an EPYC, November 2026).
 constexpr int64_t kHandOverWork = 32 * 1024;
@@ -172,6 +174,7 @@ bool Decoder::run_layer(int64_t layer, int64_t begin, int64_t n_tokens) {
                 });
   multiply(qkv, n_tokens);
   if (cancelled()) return false;
+  store_positions(layer, begin, n_tokens);
   attend(layer, begin, n_tokens);
 
   const LinearJob o[] = {{&weights.o, s.branch, s.hidden_stride}};
@@ -217,7 +220,8 @@ bool Decoder::run_layer(int64_t layer, int64_t begin, int64_t n_tokens) {
   return !cancelled();
 }
 
-void Decoder::attend(int64_t layer, int64_t begin, int64_t n_tokens) noexcept {
+// Norms and rotates queries and keys, and puts keys and values into the cache.
+void Decoder::store_positions(int64_t layer, int64_t begin, int64_t n_tokens) noexcept {
   const LayerView& weights = model_.layers[static_cast<size_t>(layer)];
   const ModelShape& shape = model_.shape;
   Scratch& s = scratch_;
@@ -246,43 +250,62 @@ void Decoder::attend(int64_t layer, int64_t begin, int64_t n_tokens) noexcept {
         (!fits_half(k, shape.kv_size()) || !fits_half(s.v + t * s.kv_stride, shape.kv_size()))) {
       note_non_finite(position);
     }
-    table_.store_kv(options_.kv_type, k, shape.kv_size(), cache_.key_row(layer, position));
-    table_.store_kv(options_.kv_type, s.v + t * s.kv_stride, shape.kv_size(),
-                    cache_.value_row(layer, position));
+    const int64_t row = position * cache_.row_bytes();
+    for (int64_t head = 0; head < shape.num_key_value_heads; ++head) {
+      table_.store_kv(options_.kv_type, k + head * head_dim, head_dim,
+                      cache_.keys(layer, head) + row);
+      table_.store_kv(options_.kv_type, s.v + t * s.kv_stride + head * head_dim, head_dim,
+                      cache_.values(layer, head) + row);
+    }
   });
+}
 
-  // Many tokens: a chunk is one token. Few: one head of one token. Little work: one chunk.
+void Decoder::attend(int64_t layer, int64_t begin, int64_t n_tokens) noexcept {
+  const LayerView& weights = model_.layers[static_cast<size_t>(layer)];
+  const ModelShape& shape = model_.shape;
+  const Scratch& s = scratch_;
+  const int64_t head_dim = shape.head_dim;
+  // A chunk is some query heads that share a key-value head, for some tokens. Chunks of one
+  // key-value head follow each other, so that its keys and values stay in the cache.
   const int64_t threads = pool_.threads();
-  const int64_t heads = shape.num_attention_heads;
-  const bool hand_over = 2 * n_tokens * (begin + n_tokens) * shape.q_size() > kHandOverWork;
-  const int64_t slices = (threads == 1 || !hand_over || n_tokens >= 4 * threads) ? 1 : heads;
-  const int64_t slice = heads / slices;
+  const int64_t kv_heads = shape.num_key_value_heads;
+  const int64_t group = shape.num_attention_heads / kv_heads;
+  const int64_t block = std::min(n_tokens, kAttentionTokens);
+  const int64_t blocks = (n_tokens + block - 1) / block;
+  const bool enough = threads == 1 || blocks * kv_heads >= threads * kMinChunksPerThread;
+  const int64_t heads = enough ? group : 1;
+  const int64_t n_chunks = shape.num_attention_heads / heads * blocks;
   const auto attend_chunk = [&](int64_t chunk, int worker) {
-    const int64_t t = chunk / slices;
-    const int64_t position = begin + t;
+    const int64_t first_head = chunk / blocks * heads;
+    const int64_t kv_head = first_head / group;
+    const int64_t group_offset = kv_head * group * head_dim;
+    const int64_t first_token = chunk % blocks * block;
     AttentionArgs args;
-    args.q = s.q + t * s.q_stride;
-    args.keys = cache_.keys(layer);
-    args.values = cache_.values(layer);
+    args.keys = cache_.keys(layer, kv_head);
+    args.values = cache_.values(layer, kv_head);
     args.kv_type = options_.kv_type;
-    args.n_heads = heads;
-    args.n_kv_heads = shape.num_key_value_heads;
+    args.n_heads = group;
+    args.n_kv_heads = 1;
     args.head_dim = head_dim;
-    args.first = weights.sliding_window > 0
-                     ? std::max<int64_t>(0, position - weights.sliding_window + 1)
-                     : 0;
-    args.last = position;
-    args.head_begin = (chunk % slices) * slice;
-    args.head_end = args.head_begin + slice;
+    args.head_begin = first_head % group;
+    args.head_end = args.head_begin + heads;
     args.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)));
     args.scores = s.scores + worker * s.score_stride;
-    args.out = s.attention + t * s.q_stride;
-    table_.attention(args);
+    for (int64_t t = first_token; t < std::min(first_token + block, n_tokens); ++t) {
+      const int64_t position = begin + t;
+      args.q = s.q + t * s.q_stride + group_offset;
+      args.out = s.attention + t * s.q_stride + group_offset;
+      args.last = position;
+      args.first = weights.sliding_window > 0
+                       ? std::max<int64_t>(0, position - weights.sliding_window + 1)
+                       : 0;
+      table_.attention(args);
+    }
   };
-  if (hand_over) {
-    pool_.run(n_tokens * slices, attend_chunk);
+  if (2 * n_tokens * (begin + n_tokens) * shape.q_size() > kHandOverWork) {
+    pool_.run(n_chunks, attend_chunk);
   } else {
-    for (int64_t chunk = 0; chunk < n_tokens * slices; ++chunk) attend_chunk(chunk, 0);
+    for (int64_t chunk = 0; chunk < n_chunks; ++chunk) attend_chunk(chunk, 0);
   }
 }
 

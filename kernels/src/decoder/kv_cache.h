@@ -1,8 +1,10 @@
 // kv_cache.h: keys and values of every layer and position, rope already applied to the keys.
 //
 // Layout: layer by layer, first all keys of the layer, then all its values; each of them
-// (context_length, num_key_value_heads, head_dim) in KvType. Positions are written in order, so
-// dropping the last ones (a new turn that shares a prefix) is only a smaller position.
+// (num_key_value_heads, context_length, head_dim) in KvType, so that the attention of a head reads
+// one unbroken stretch (with the heads of a position side by side it took 1.3 times as long at 500
+// positions and 1.8 times at 2,000; AVX-512, 5 heads of 128, November 2026). Positions are written
+// in order, so dropping the last ones (a new turn that shares a prefix) is only a smaller position.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +17,8 @@ namespace qh {
 class KvCache {
  public:
   KvCache(const ModelShape& shape, int64_t context_length, KvType type)
-      : row_bytes_(shape.kv_size() * value_bytes(type)),
+      : row_bytes_(shape.head_dim * value_bytes(type)),
+        head_bytes_(context_length * row_bytes_),
         plane_bytes_(plane_bytes(shape, context_length, type)),
         block_(bytes(shape, context_length, type)) {}
 
@@ -23,14 +26,14 @@ class KvCache {
     return 2 * shape.num_hidden_layers * plane_bytes(shape, context_length, type);
   }
 
-  uint8_t* keys(int64_t layer) const noexcept { return block_.data() + 2 * layer * plane_bytes_; }
-  uint8_t* values(int64_t layer) const noexcept { return keys(layer) + plane_bytes_; }
-  uint8_t* key_row(int64_t layer, int64_t position) const noexcept {
-    return keys(layer) + position * row_bytes_;
+  // (context_length, head_dim) of one layer and key-value head.
+  uint8_t* keys(int64_t layer, int64_t head) const noexcept {
+    return block_.data() + 2 * layer * plane_bytes_ + head * head_bytes_;
   }
-  uint8_t* value_row(int64_t layer, int64_t position) const noexcept {
-    return values(layer) + position * row_bytes_;
+  uint8_t* values(int64_t layer, int64_t head) const noexcept {
+    return keys(layer, head) + plane_bytes_;
   }
+  int64_t row_bytes() const noexcept { return row_bytes_; }
   int64_t bytes() const noexcept { return block_.bytes(); }
 
  private:
@@ -40,8 +43,9 @@ class KvCache {
     return round_up(context_length * shape.kv_size() * value_bytes(type), kAlignment);
   }
 
-  int64_t row_bytes_;
-  int64_t plane_bytes_;
+  int64_t row_bytes_;    // one position of one head
+  int64_t head_bytes_;   // all positions of one head
+  int64_t plane_bytes_;  // all heads
   AlignedBlock block_;
 };
 
