@@ -75,7 +75,16 @@ def test_json_ends_with_the_statistics_of_what_was_said(home: Path, slow_model: 
     assert lines[-1]["tokens"] == sum(x["type"] == "token" for x in lines)
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.15, 0.3, 0.6, 1.2])
+@pytest.mark.parametrize(
+    "delay_s",
+    [
+        0.0,
+        0.3,
+        0.6,
+        pytest.param(0.15, marks=pytest.mark.slow),
+        pytest.param(1.2, marks=pytest.mark.slow),
+    ],
+)
 def test_at_any_point_of_the_start(home: Path, slow_model: Path, delay_s: float) -> None:
     """Imports, packing, prompt and answer; a long prompt keeps native code busy."""
     process = start(home, slow_model, "--context", "32768", "word " * 6000)

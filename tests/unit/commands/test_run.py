@@ -60,6 +60,7 @@ def test_json_text_equals_plain_text(home: Path, tiny_model: Path) -> None:
     assert plain == (text if text.endswith("\n") else text + "\n").encode()
 
 
+@pytest.mark.slow
 def test_greedy_is_repeatable_and_a_seed_fixes_the_dice(home: Path, tiny_model: Path) -> None:
     def ids(*options: str) -> list[int]:
         common = ("run", "-m", str(tiny_model), "--raw", "--json", "--max-tokens", "24")
@@ -137,8 +138,6 @@ def test_refusals_are_3_with_one_line_and_an_error_event(
     assert error["type"] == "error"
     assert error["hint"]
     assert error["error"] == kind
-    plain = run_qh(home, "run", *given)
-    assert (plain.returncode, plain.stdout) == (3, b"")
 
 
 def test_too_little_memory_is_refused_with_the_sums(home: Path, tmp_path: Path) -> None:
