@@ -17,7 +17,7 @@ from qh_chat.commands.answering import Interrupted, LoadFunction, answer_events
 from qh_chat.commands.arguments import OVERRIDES
 from qh_chat.commands.context import Context
 from qh_chat.commands.output import JsonOutput, Output, TextOutput
-from qh_runtime.errors import ContextLengthError, FormatError, QhError, SessionError
+from qh_runtime.errors import ContextLengthError, QhError, SessionError
 from qh_runtime.session.events import Done, Message
 
 __all__ = ["run"]
@@ -88,12 +88,12 @@ def _refuse_if_nothing_fits(event: object) -> None:
 
 def _check_format(name: str, context: Context) -> None:
     """A wrong --pack is a usage error, before anything is read."""
-    from qh_runtime.formats import base
+    from qh_runtime.packing.matrices import pack_formats
 
-    try:
-        base.get(name)
-    except FormatError as error:
-        context.usage_error(f"argument --pack: {error.message}")
+    if name not in pack_formats():
+        context.usage_error(
+            f"argument --pack: expected one of {', '.join(pack_formats())}, found {name!r}"
+        )
 
 
 def _check_name(name: str | None, context: Context) -> None:

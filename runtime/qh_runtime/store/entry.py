@@ -66,7 +66,8 @@ def describe_folder(name: str, folder: Path, origin: Origin) -> ModelEntry:
     except QhError as error:
         problem = str(error)
     except OSError as error:
-        problem = f"cannot be read: {error.strerror or type(error).__name__}"
+        reason = error.strerror or type(error).__name__
+        problem = f"cannot be read: {reason}; check its permissions and this process's limits"
     return ModelEntry(name, folder, origin, model_type=_short(model_type), problem=problem)
 
 
