@@ -189,6 +189,22 @@ class FormatContract:
         with pytest.raises(FormatError):
             self.format.pack_codes(codes, scales, (32, 16))
 
+    def test_scales_of_another_type_or_shape_and_not_finite_are_refused(self) -> None:
+        codes, scales = self.codes_and_scales(self.rng(), (16, 32))
+        if self.format.family == "dense":
+            assert scales.size == 0
+            return
+        broken = scales.copy()
+        broken.reshape(-1)[-1] = np.nan
+        for wrong in (scales.astype(np.float64), np.concatenate([scales, scales]), broken):
+            with pytest.raises(FormatError):
+                self.format.pack_codes(codes, wrong, (16, 32))
+
+    @pytest.mark.parametrize("wrong", [np.ones(4, np.float32), np.ones((2, 2))])
+    def test_weights_of_another_type_or_rank_are_refused(self, wrong: Array) -> None:
+        with pytest.raises(FormatError):
+            self.format.quantize(wrong)
+
     # The C++ side.
 
     @pytest.mark.parametrize("shape", SHAPES)

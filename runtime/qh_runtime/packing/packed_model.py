@@ -34,6 +34,8 @@ Origin = Literal["checkpoint", "mapped", "written", "memory"]
 Buffers = dict[str, NDArray[np.uint8]]
 
 _POLL_S = 0.1
+# Each worker holds the codes of one matrix; more of them would only wait for memory and disk.
+_MAX_THREADS = 8
 _ALIGNMENT = 64
 
 
@@ -81,7 +83,7 @@ def load_packed_model(
         memory_fallback: pack in memory where the cache cannot be written; `reason` says so.
         progress: told how far packing is; not called where nothing is packed.
         cancelled: asked about ten times a second.
-        threads: workers that pack.
+        threads: workers that pack, at most 8.
 
     Returns:
         The model, or None if it was cancelled; then nothing is left behind.
@@ -208,7 +210,7 @@ class _Packing:
         self.source, self.layout, self.matrices = source, layout, matrices
         self.cancelled = cancelled
         self._tables = {spec.embedding, spec.head.name}
-        self._progress, self._threads = progress, max(1, threads)
+        self._progress, self._threads = progress, min(max(1, threads), _MAX_THREADS)
 
     def in_memory(self) -> Buffers | None:
         """Packed buffers, 64-byte aligned, or None if cancelled."""

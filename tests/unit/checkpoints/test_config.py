@@ -52,10 +52,10 @@ def test_hostile_files_are_refused(kind: str, name: str, tmp_path: Path) -> None
     make, rule = HOSTILE[kind]
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / name).write_bytes(make())
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(CheckpointError) as error:
         read_config(tmp_path)
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
     assert error.value.facts["rule"] == rule
     assert error.value.facts["path"] == str(tmp_path / name)
     assert name in str(error.value)

@@ -59,6 +59,15 @@ def test_shards_read_as_one(sharded: Path) -> None:
     assert error.value.facts["tensor"] == "d"
 
 
+def test_views_outlive_close(sharded: Path) -> None:
+    source = open_checkpoint(sharded)
+    view = source.read("c")
+    source.close()
+    assert view.tolist() == [99.0]
+    with pytest.raises(CheckpointError):
+        source.read("a")
+
+
 def test_identity_covers_every_shard(sharded: Path) -> None:
     before = open_checkpoint(sharded).identity()
     assert open_checkpoint(sharded).identity() == before

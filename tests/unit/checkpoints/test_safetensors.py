@@ -19,8 +19,10 @@ from qh_runtime.errors import (
 )
 from tests.support.safetensors_bytes import HOSTILE, VALID, entry, file_bytes, write_file
 
-# The goal is 1 s at most on an idle core; the suite may share its cores.
-_LIMIT_S = 5.0
+# The goal is 1 s at most on an idle core. Work is counted in CPU time, since the suite may share its
+# cores; waiting (for a pipe) in wall time.
+_LIMIT_CPU_S = 5.0
+_LIMIT_WALL_S = 60.0
 
 
 def assert_clear(error: CheckpointError, path: Path) -> None:
@@ -38,10 +40,10 @@ def assert_clear(error: CheckpointError, path: Path) -> None:
 def test_hostile_files_are_refused_with_the_broken_rule(kind: str, tmp_path: Path) -> None:
     make, rule = HOSTILE[kind]
     path = write_file(tmp_path / "model.safetensors", make())
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(CheckpointError) as error:
         SafetensorsFile(path)
-    assert time.perf_counter() - begin < _LIMIT_S
+    assert time.process_time() - begin < _LIMIT_CPU_S
     assert_clear(error.value, path)
     assert error.value.facts["rule"] == rule
     if rule == "size":
@@ -129,6 +131,25 @@ def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) <= before + 2
 
 
+def test_a_header_that_shrinks_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_file(tmp_path / "model.safetensors", VALID["one tensor"][0])
+    size = path.stat().st_size
+    real = os.fstat
+
+    def before_it_shrank(descriptor: int) -> os.stat_result:
+        values = list(real(descriptor))
+        values[6] = size
+        return os.stat_result(values)
+
+    os.truncate(path, 20)
+    monkeypatch.setattr(os, "fstat", before_it_shrank)
+    with pytest.raises(TruncatedCheckpointError) as error:
+        SafetensorsFile(path)
+    assert error.value.facts["found_bytes"] == 20
+
+
 def test_identity_follows_the_file(tmp_path: Path) -> None:
     path = write_file(tmp_path / "model.safetensors", VALID["one tensor"][0])
     first = SafetensorsFile(path).identity()
@@ -155,7 +176,7 @@ def test_what_is_no_regular_file_is_refused_at_once(what: str, tmp_path: Path) -
     begin = time.perf_counter()
     with pytest.raises(CheckpointError) as error:
         SafetensorsFile(path)
-    assert time.perf_counter() - begin < _LIMIT_S
+    assert time.perf_counter() - begin < _LIMIT_WALL_S
     assert error.value.facts["path"] == str(path)
     assert len(str(error.value)) < 1000
 

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -168,6 +169,13 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
             }
         ),
     ),
+    "names of other tensors": lambda path: edit_header(
+        path, lambda h: h.update({"other": h.pop("lm_head")})
+    ),
+    "other types": lambda path: edit_header(
+        path,
+        lambda h: [h[name].update(dtype="I8") for name in h if name != "__metadata__"] and None,
+    ),
     "a link": lambda path: (path.rename(path.with_suffix(".x")), path.symlink_to("x"))[1],
 }
 
@@ -271,6 +279,94 @@ def failing_at(nth: int, real: Callable[..., Any]) -> Callable[..., Any]:
         return real(*args, **more)
 
     return sometimes
+
+
+def test_a_file_that_cannot_be_made(
+    checkpoint: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def refuse_parts(path: Any, *args: Any, **more: Any) -> int:
+        if str(path).endswith(".part"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, *args, **more)
+
+    monkeypatch.setattr(os, "open", refuse_parts)
+    with pytest.raises(StoreError) as error:
+        loaded(checkpoint, cache)
+    assert error.value.facts["reason"] == "Permission denied"
+
+
+def test_a_disk_whose_space_cannot_be_asked_for(
+    checkpoint: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pack_file.shutil, "disk_usage", failing_at(0, lambda path: None))
+    with pytest.raises(StoreError):
+        loaded(checkpoint, cache)
+
+
+@pytest.mark.parametrize("how", ["absent", "not supported"])
+def test_file_systems_that_cannot_reserve_space_are_written_all_the_same(
+    how: str, checkpoint: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_supported(*_: Any) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    if how == "absent":
+        monkeypatch.delattr(os, "posix_fallocate")
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", not_supported)
+    assert loaded(checkpoint, cache).origin == "written"
+    assert loaded(checkpoint, cache).origin == "mapped"
+
+
+def test_a_pack_that_cannot_be_read_back_is_an_error(
+    checkpoint: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.replace
+
+    def replace_and_damage(source: Any, target: Any) -> None:
+        real(source, target)
+        flip(Path(target), os.stat(target).st_size - 1)
+
+    monkeypatch.setattr(os, "replace", replace_and_damage)
+    with pytest.raises(StoreError) as error:
+        loaded(checkpoint, cache)
+    assert error.value.facts["path"].startswith(str(cache))
+
+
+def test_cancelling_in_the_middle_stops_the_workers(
+    checkpoint: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first write waits until the cancel was seen; then no second matrix may be begun."""
+    asked = threading.Event()
+    writes: list[int] = []
+    real = os.pwrite
+
+    def wait_for_cancel(*args: Any) -> int:
+        writes.append(1)
+        assert asked.wait(10)
+        return real(*args)
+
+    def cancelled() -> bool:
+        if writes:
+            asked.set()
+        return bool(writes)
+
+    monkeypatch.setattr(os, "pwrite", wait_for_cancel)
+    assert load(checkpoint, cache, cancelled=cancelled, threads=1) is None
+    assert 1 <= len(writes) < 16
+    assert files(cache) == []
+
+
+def test_what_progress_raises_comes_out_and_nothing_is_left(checkpoint: Path, cache: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loaded(checkpoint, cache, progress=interrupt)
+    assert files(cache) == []
+    assert loaded(checkpoint, cache).origin == "written"
 
 
 @pytest.mark.parametrize("call", ["posix_fallocate", "pwrite", "fsync", "replace"])

@@ -45,9 +45,9 @@ def is_original_bitnet(config: Mapping[str, Any]) -> bool:
     BitnetForCausalLM (small n) or by `weight_bits: 1`.
     """
     names = config.get("architectures")
-    return (isinstance(names, list) and "BitnetForCausalLM" in names) or config.get(
-        "weight_bits"
-    ) == 1
+    by_name = isinstance(names, list) and "BitnetForCausalLM" in names
+    bits = config.get("weight_bits")
+    return by_name or (type(bits) is int and bits == 1)
 
 
 @dataclass(frozen=True)
