@@ -19,8 +19,8 @@ from qh_runtime.errors import (
 )
 from tests.support.safetensors_bytes import HOSTILE, VALID, entry, file_bytes, write_file
 
-# The goal is 1 s at most on an idle core. Work is counted in CPU time, since the suite may share its
-# cores; waiting (for a pipe) in wall time.
+# The goal is 1 s at most on an idle core. Work is counted in CPU time, since the suite may share
+# its cores; waiting (for a pipe) in wall time.
 _LIMIT_CPU_S = 5.0
 _LIMIT_WALL_S = 60.0
 
