@@ -340,6 +340,11 @@ def test_neutral_values_of_unknown_keys_pass(changes: dict[str, Any]) -> None:
     assert spec_from_config(_config(**changes)) == spec_from_config(_config())
 
 
+def test_activations_under_their_names() -> None:
+    for name, expected in (("silu", "silu"), ("swish", "silu"), ("relu2", "relu2")):
+        assert spec_from_config(_config(hidden_act=name)).activation == expected
+
+
 def test_parameters_counts_a_tied_head_once() -> None:
     untied, tied = (spec_from_config(_config(tie_word_embeddings=tie)) for tie in (False, True))
     assert untied.parameters - tied.parameters == 100 * 64
