@@ -9,9 +9,13 @@ namespace qh {
 namespace {
 
 // Several sums, so that adding never waits for adding; read by the caller so that it is kept.
+// One line a step is asked for 8 KiB ahead, as the kernels do: without it the measured rate is that
+// of the hardware prefetcher, which the kernels exceed. Past the end this is a harmless hint.
 uint64_t sum_words(const uint64_t* words, int64_t count) noexcept {
   uint64_t sums[8] = {};
   for (int64_t i = 0; i + 8 <= count; i += 8) {
+    const uintptr_t ahead = reinterpret_cast<uintptr_t>(words + i) + 8192;
+    __builtin_prefetch(reinterpret_cast<const void*>(ahead), 0, 2);
     for (int64_t j = 0; j < 8; ++j) sums[j] += words[i + j];
   }
   uint64_t total = 0;
