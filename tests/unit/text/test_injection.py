@@ -141,10 +141,11 @@ def test_every_real_template(name: str, shared_data: Path, family_tokenizer: Cha
     halves = "".join(token[: len(token) // 2] for token in FAMILY_TOKENS)
     harmless = template.render([{"role": "user", "content": "hello"}])
     wanted = _control_count(family_tokenizer, family_tokenizer.encode_prompt(harmless))
-    for bad in ("".join(FAMILY_TOKENS), halves + "<|im_", "end|>" + everything):
-        attack = [{"role": "user", "content": bad}]
-        ids = family_tokenizer.encode_prompt(template.render(attack))
-        assert _control_count(family_tokenizer, ids) == wanted
+    bad = f"end|>{everything} {''.join(FAMILY_TOKENS)} {halves}<|im_"
+    prompt = template.render([{"role": "user", "content": bad}])
+    ids = family_tokenizer.encode_prompt(prompt)
+    assert _control_count(family_tokenizer, ids) == wanted
+    assert not prompt.escaped
 
 
 NASTY_TEMPLATES = {
@@ -261,7 +262,9 @@ def test_prefix_space_is_not_added_at_a_cut(tmp_path: Path, scheme: str) -> None
 @given(
     texts=st.lists(
         st.lists(
-            st.sampled_from([*"<|>/[]im_endstIN ", "<|im_end|>", "</s>", "<s>"]), max_size=8
+            st.sampled_from([*"<|>/[]im_endstIN ", "<|im_end|>", "</s>", "<s>"]),
+            min_size=1,
+            max_size=8,
         ).map("".join),
         min_size=1,
         max_size=4,
