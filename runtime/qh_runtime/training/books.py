@@ -1,4 +1,6 @@
-"""Public-domain books: a Project Gutenberg file becomes clean paragraphs, with the last part held out."""
+"""Public-domain books: a Project Gutenberg file becomes clean paragraphs, with the last part
+held out.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +12,26 @@ from pathlib import Path
 #: The last share of every book is for evaluation only.
 HELD_OUT_SHARE = 0.02
 
-_START = re.compile(r"^\*{3}\s*START OF (?:THE|THIS) PROJECT GUTENBERG.*$", re.MULTILINE | re.IGNORECASE)
+_START = re.compile(
+    r"^\*{3}\s*START OF (?:THE|THIS) PROJECT GUTENBERG.*$", re.MULTILINE | re.IGNORECASE
+)
 _END = re.compile(
-    r"^(?:\*{3}\s*END OF (?:THE|THIS) PROJECT GUTENBERG|End of (?:the |this )?Project Gutenberg).*$",
+    r"^(?:\*{3}\s*END OF (?:THE|THIS) PROJECT GUTENBERG"
+    r"|End of (?:the |this )?Project Gutenberg).*$",
     re.MULTILINE | re.IGNORECASE,
 )
 #: Files from before 2003 carry the licence in front and end it with this line.
 _SMALL_PRINT = re.compile(r"^\*END\*?\s*THE SMALL PRINT.*$", re.MULTILINE | re.IGNORECASE)
 #: Lines that are about the file or list its chapters.
 _PRODUCER = re.compile(
-    r"\bproject gutenberg|gutenberg\.org|\be-?text prepared by|^produced by\b|^transcribed from\b|proofread|=>"
+    r"\bproject gutenberg|gutenberg\.org|\be-?text prepared by"
+    r"|^produced by\b|^transcribed from\b|proofread|=>"
     r"|\bcopyright\b|changed to \"|\bchapter [IVXL\d]+\b.*\bchapter [IVXL\d]+\b",
     re.IGNORECASE,
 )
-_PLAIN = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "—": "--", "–": "-", "\ufeff": None, "…": "..."})
+_PLAIN = str.maketrans(
+    {"“": '"', "”": '"', "‘": "'", "’": "'", "—": "--", "–": "-", "\ufeff": None, "…": "..."}
+)
 
 
 @dataclass(frozen=True)
@@ -41,16 +49,19 @@ def strip_licence(text: str) -> str:
     """Return the book without the header and licence that Project Gutenberg wraps around it."""
     text = text.replace("\r\n", "\n")
     starts = [m.end() for m in (*_START.finditer(text), *_SMALL_PRINT.finditer(text))]
-    # The markers stand in the first part of a file; a later match would be a quotation of the licence.
+    # The markers stand in the first part of a file; a later match would be a quotation of the
+    # licence.
     begin = max((s for s in starts if s < len(text) // 2), default=0)
     end = _END.search(text, begin)
     return text[begin : end.start() if end else len(text)]
 
 
 def paragraphs(text: str) -> list[str]:
-    """Return the paragraphs of hard-wrapped text, one line each, with plain quotation marks and no illustrations.
+    """Return the paragraphs of hard-wrapped text, one line each, with plain quotation marks and no
+    illustrations.
 
-    Underscores (italics), headings in capitals, tables of contents and notes of the producers are left out.
+    Underscores (italics), headings in capitals, tables of contents and notes of the producers are
+    left out.
     """
     found = []
     for block in re.split(r"\n\s*\n", text.translate(_PLAIN)):
@@ -81,7 +92,13 @@ def read_book(path: Path) -> Book:
     while cut < len(lines) and kept < (1 - HELD_OUT_SHARE) * total:
         kept += len(lines[cut])
         cut += 1
-    return Book(number, path.stem.rpartition("_")[0], hashlib.sha256(data).hexdigest(), tuple(lines[:cut]), tuple(lines[cut:]))
+    return Book(
+        number,
+        path.stem.rpartition("_")[0],
+        hashlib.sha256(data).hexdigest(),
+        tuple(lines[:cut]),
+        tuple(lines[cut:]),
+    )
 
 
 def read_books(folder: Path) -> list[Book]:

@@ -10,7 +10,8 @@ from typing import Any
 class ModelConfig:
     """Sizes of a BitNet decoder; field names are those of `config.json`.
 
-    Every matrix dimension is a multiple of 64, so that packed rows start on block edges in all of our kernels.
+    Every matrix dimension is a multiple of 64, so that packed rows start on block edges in all of
+    our kernels.
     """
 
     vocab_size: int = 4096
@@ -27,7 +28,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Raise ValueError when the sizes do not fit together."""
         if self.num_attention_heads * self.head_dim != self.hidden_size:
-            # attn_sub_norm has hidden_size weights but sees num_attention_heads * head_dim features.
+            # attn_sub_norm has hidden_size weights but sees num_attention_heads * head_dim
+            # features.
             raise ValueError(
                 f"num_attention_heads * head_dim must equal hidden_size {self.hidden_size}, "
                 f"found {self.num_attention_heads} * {self.head_dim}"
@@ -39,7 +41,9 @@ class ModelConfig:
             )
 
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
-        """Return (out_features, in_features) of each ternary matrix of one layer, keyed by its name."""
+        """Return (out_features, in_features) of each ternary matrix of one layer, keyed by its
+        name.
+        """
         query, key_value = self.hidden_size, self.num_key_value_heads * self.head_dim
         return {
             "self_attn.q_proj": (query, self.hidden_size),

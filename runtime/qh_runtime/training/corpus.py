@@ -1,4 +1,6 @@
-"""Training windows: books and dialogues as fixed rows of token ids, packed so that hardly a token is wasted."""
+"""Training windows: books and dialogues as fixed rows of token ids, packed so that hardly a
+token is wasted.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +15,28 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from qh_runtime.training.books import Book
-from qh_runtime.training.dialogue import HELD_OUT_START, Message, conversation
+from qh_runtime.training.dialogue import HELD_OUT_START, conversation
+from qh_runtime.training.messages import Message
 from qh_runtime.training.vocabulary import BOS_ID, EOS_ID, encode_chats
 
 Windows = tuple[NDArray[np.uint16], NDArray[np.uint8]]
 
-_ASKS = ("Continue: ", "continue: ", "continue this text: ", "Continue this text: ", "Go on: ", "What comes next? ", "write the next sentences: ")
+_ASKS = (
+    "Continue: ",
+    "continue: ",
+    "continue this text: ",
+    "Continue this text: ",
+    "Go on: ",
+    "What comes next? ",
+    "write the next sentences: ",
+)
 
 
 @dataclass(frozen=True)
 class CorpusPlan:
-    """How many conversations and windows the corpus has; the defaults are those of the built-in model."""
+    """How many conversations and windows the corpus has; the defaults are those of the built-in
+    model.
+    """
 
     window_tokens: int = 512
     conversations: int = 150_000
@@ -34,7 +47,9 @@ class CorpusPlan:
 
 
 def sentences(books: Iterable[Book]) -> list[str]:
-    """Return the shorter sentences of the training parts, for the messages that nobody understands."""
+    """Return the shorter sentences of the training parts, for the messages that nobody
+    understands.
+    """
     found = (s for book in books for p in book.training[::7] for s in re.split(r"(?<=[.!?]) ", p))
     return [s for s in found if 20 <= len(s) <= 120 and s[0].isalpha()]
 
@@ -68,11 +83,14 @@ def _first_sentences(text: str, limit: int) -> str:
     return text
 
 
-def pack(rows: Iterable[tuple[list[int], list[int]]], window_tokens: int, pool: int = 256) -> Windows:
-    """Return conversations packed into rows (n, window_tokens + 1), each filled from a pool by best fit.
+def pack(
+    rows: Iterable[tuple[list[int], list[int]]], window_tokens: int, pool: int = 256
+) -> Windows:
+    """Return conversations packed into rows (n, window_tokens + 1), each filled from a pool by best
+    fit.
 
-    One token more than a window, since the targets are the inputs moved by one. Conversations longer than a row
-    are left out, for their end would be missing.
+    One token more than a window, since the targets are the inputs moved by one. Conversations
+    longer than a row are left out, for their end would be missing.
     """
     length = window_tokens + 1
     ids: list[list[int]] = []
@@ -99,11 +117,17 @@ def pack(rows: Iterable[tuple[list[int], list[int]]], window_tokens: int, pool: 
             mask += chosen[1]
         ids.append(line + [EOS_ID] * (length - len(line)))
         weights.append(mask + [0] * (length - len(mask)))
-    return np.array(ids, dtype=np.uint16).reshape(-1, length), np.array(weights, dtype=np.uint8).reshape(-1, length)
+    return np.array(ids, dtype=np.uint16).reshape(-1, length), np.array(
+        weights, dtype=np.uint8
+    ).reshape(-1, length)
 
 
-def prose_windows(tokenizer: Tokenizer, texts: Iterable[Sequence[str]], window_tokens: int) -> Windows:
-    """Return running text as rows (n, window_tokens + 1), each opened by <s>; paragraphs are parted by a blank line."""
+def prose_windows(
+    tokenizer: Tokenizer, texts: Iterable[Sequence[str]], window_tokens: int
+) -> Windows:
+    """Return running text as rows (n, window_tokens + 1), each opened by <s>; paragraphs are
+    parted by a blank line.
+    """
     rows: list[NDArray[np.uint16]] = []
     for paragraphs in texts:
         encoded = tokenizer.encode_batch([p + "\n\n" for p in paragraphs], add_special_tokens=False)
@@ -115,24 +139,45 @@ def prose_windows(tokenizer: Tokenizer, texts: Iterable[Sequence[str]], window_t
     return tokens, np.ones_like(tokens, dtype=np.uint8)
 
 
-def dialogue_windows(tokenizer: Tokenizer, indices: range, prose: Sequence[str], window_tokens: int, extra: Iterable[list[Message]] = ()) -> Windows:
+def dialogue_windows(
+    tokenizer: Tokenizer,
+    indices: range,
+    prose: Sequence[str],
+    window_tokens: int,
+    extra: Iterable[list[Message]] = (),
+) -> Windows:
     """Return conversations of `indices`, shuffled with `extra` ones, as packed rows."""
     chats = [*extra, *(conversation(i, prose) for i in indices)]
     Random(len(chats)).shuffle(chats)
     return pack(encode_chats(tokenizer, chats), window_tokens)
 
 
-def build_corpus(folder: Path, tokenizer: Tokenizer, books: Sequence[Book], plan: CorpusPlan) -> None:
-    """Write train.npz, held_books.npz and held_dialogue.npz (tokens uint16, weights uint8, order) into `folder`."""
+def build_corpus(
+    folder: Path, tokenizer: Tokenizer, books: Sequence[Book], plan: CorpusPlan
+) -> None:
+    """Write train.npz, held_books.npz and held_dialogue.npz (tokens uint16, weights uint8,
+    order) into `folder`.
+    """
     prose = sentences(books)
     window = plan.window_tokens
-    talk = dialogue_windows(tokenizer, range(plan.conversations), prose, window, continuations(books, plan.continuations, plan.seed))
+    talk = dialogue_windows(
+        tokenizer,
+        range(plan.conversations),
+        prose,
+        window,
+        continuations(books, plan.continuations, plan.seed),
+    )
     text = prose_windows(tokenizer, (book.training for book in books), window)
-    # The smaller part is repeated until the shares are right; every row of the larger one is used once.
+    # The smaller part is repeated until the shares are right; every row of the larger one is used
+    # once.
     wanted = round(len(talk[0]) * (1 - plan.dialogue_share) / plan.dialogue_share)
     generator = np.random.default_rng(plan.seed)
-    repeats = [generator.permutation(len(text[0])) for _ in range(-(-wanted // max(1, len(text[0]))))]
-    chosen = np.concatenate(repeats)[:wanted] + len(talk[0]) if wanted else np.zeros(0, dtype=np.int64)
+    repeats = [
+        generator.permutation(len(text[0])) for _ in range(-(-wanted // max(1, len(text[0]))))
+    ]
+    chosen = (
+        np.concatenate(repeats)[:wanted] + len(talk[0]) if wanted else np.zeros(0, dtype=np.int64)
+    )
     order = generator.permutation(np.concatenate((np.arange(len(talk[0])), chosen)))
     np.savez(
         folder / "train.npz",

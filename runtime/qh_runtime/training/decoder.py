@@ -42,7 +42,9 @@ def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return x (..., n_tokens, head_dim) turned by its positions; pairs are (i, i + head_dim / 2)."""
+    """Return x (..., n_tokens, head_dim) turned by its positions; pairs are (i, i + head_dim /
+    2).
+    """
     half = x.shape[-1] // 2
     turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
     return x * cos + turned * sin
@@ -73,7 +75,8 @@ class Attention(nn.Module):
         query = rotate(heads(self.q_proj(x)), cos, sin).to(x.dtype)
         key = rotate(heads(self.k_proj(x)), cos, sin).to(x.dtype)
         value = heads(self.v_proj(x))
-        # Repeated heads cost little here and keep the fused causal kernel, which has no grouped form on every CPU.
+        # Repeated heads cost little here and keep the fused causal kernel, which has no grouped
+        # form on every CPU.
         mixed = functional.scaled_dot_product_attention(
             query,
             key.repeat_interleave(groups, dim=1),
@@ -120,7 +123,9 @@ class Layer(nn.Module):
 
 
 class BitNetDecoder(nn.Module):
-    """The whole model. Matrix products run in `dtype`; norms, residual stream and logits stay float32."""
+    """The whole model. Matrix products run in `dtype`; norms, residual stream and logits stay
+    float32.
+    """
 
     cos: Tensor
     sin: Tensor
@@ -139,8 +144,8 @@ class BitNetDecoder(nn.Module):
     def initialize(self, seed: int) -> None:
         """Fill all matrices with normal values; equal seeds give equal models.
 
-        Only the pattern of a ternary matrix matters at first (its scale follows the mean), so all of them get the
-        customary 1/sqrt(in_features).
+        Only the pattern of a ternary matrix matters at first (its scale follows the mean), so all
+        of them get the customary 1/sqrt(in_features).
         """
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -161,6 +166,8 @@ class BitNetDecoder(nn.Module):
         return normed
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return logits (batch, n_tokens, vocab_size) for token ids (batch, n_tokens) int64, in `dtype`."""
+        """Return logits (batch, n_tokens, vocab_size) for token ids (batch, n_tokens) int64, in
+        `dtype`.
+        """
         hidden = self.hidden(tokens).to(self.dtype)
         return functional.linear(hidden, self.embed_tokens.weight.to(self.dtype))

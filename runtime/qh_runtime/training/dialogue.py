@@ -1,55 +1,50 @@
-"""The project's own dialogues: deterministic, seeded, simple English, made of the phrase files and the story grammar.
+"""The project's own dialogues: deterministic, seeded, simple English, made of the phrase files and
+the story grammar.
 
-One index gives one conversation, the same on every machine, so a range of indices is a data set and another range
-is held out. No text of anybody else goes in; sentences of public-domain books may be passed as `prose`, and then
-serve as messages that the model learns not to understand.
+One index gives one conversation, the same on every machine, so a range of indices is a data set and
+another range is held out. No text of anybody else goes in; sentences of public-domain books may be
+passed as `prose`, and then serve as messages that the model learns not to understand.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
 
-from qh_runtime.training.grammar import Exchange, blocks, exchanges, fill, polish, read_phrases, with_article, words
+from qh_runtime.training.grammar import (
+    Exchange,
+    blocks,
+    exchanges,
+    fill,
+    polish,
+    read_phrases,
+    with_article,
+    words,
+)
+from qh_runtime.training.messages import Message, as_typed
 from qh_runtime.training.questions import make_question
-from qh_runtime.training.stories import Story, Topic, continuation, make_story, name_for, renamed, shorter
+from qh_runtime.training.stories import (
+    Story,
+    Topic,
+    continuation,
+    make_story,
+    renamed,
+    shorter,
+)
+from qh_runtime.training.topics import draw_topic
 
 #: Conversations from this index on are for evaluation and are never trained on.
 HELD_OUT_START = 1_000_000_000
 
 _SYSTEMS = (
     "You are a (helpful|friendly|kind|small|useful) (assistant|chatbot|model|storyteller).",
-    "You are a helpful assistant. (Answer briefly.|Be kind.|Keep your answers short.|Answer in English.)",
+    "You are a helpful assistant. "
+    "(Answer briefly.|Be kind.|Keep your answers short.|Answer in English.)",
     "Answer (shortly|briefly|in simple words|politely).",
     "You are qh-toy, the small built-in model of qh-chat.",
     "You tell stories (for|to) children.",
 )
-
-#: What the hero of a requested story does, and the plot in which it happens.
-_DEEDS = (
-    ("fear", "(who is|that is|who was) afraid"),
-    ("lost", "(who|that) (lost|loses) something"),
-    ("learn", "(who|that) (wants|learns|wanted) to (learn|fly|swim|dance)"),
-    ("astray", "(who|that) (gets|got|is) lost"),
-    ("night", "(who|that) (cannot|can't|could not) sleep"),
-    ("build", "(who|that) builds something"),
-    ("share", "(who|that) (is hungry|shares|shared food)"),
-    ("race", "(who|that) runs a race"),
-    ("wish", "(who|that) (has|had|finds) (a wish|magic)"),
-    ("party", "(who|that) has a birthday"),
-    ("rescue", "(who|that) (helps|saves) a friend"),
-)
-
-
-@dataclass(frozen=True)
-class Message:
-    """One message; `role` is system, user or assistant."""
-
-    role: str
-    content: str
 
 
 @lru_cache(maxsize=1)
@@ -60,42 +55,6 @@ def _requests() -> dict[str, list[str]]:
 @lru_cache(maxsize=1)
 def _odd_replies() -> list[str]:
     return read_phrases("odd.txt").splitlines()[1:]
-
-
-def _typo(word: str, rng: Random) -> str:
-    at = rng.randrange(1, len(word) - 1)
-    kind = rng.randrange(3)
-    if kind == 0:
-        return word[:at] + word[at + 1 :]
-    if kind == 1:
-        return word[:at] + word[at] + word[at:]
-    return word[: at - 1] + word[at] + word[at - 1] + word[at + 1 :]
-
-
-def as_typed(text: str, rng: Random, protected: Sequence[str] = ()) -> str:
-    """Return the message as somebody might type it: sloppy case and punctuation, now and then a typing error.
-
-    Words in `protected` (names and topics that a good answer repeats) stay spelled right.
-    """
-    text = re.sub(r" {2,}", " ", text).strip()
-    if rng.random() < 0.5 and text:
-        text = text[0].upper() + text[1:]
-        asks = text.split(" ")[0].lower() in {
-            "what", "who", "where", "how", "why", "can", "could", "do", "does", "is", "are", "which", "when", "will", "would",
-        }  # fmt: skip
-        if text[-1].isalnum():
-            text += "?" if asks else rng.choice((".", "", "!"))
-    else:
-        text = text.lower() if rng.random() < 0.5 else text
-        if text and text[-1].isalnum() and rng.random() < 0.2:
-            text += rng.choice((".", "?", "!", "..."))
-    if rng.random() < 0.12:
-        kept = {word for phrase in protected for word in phrase.lower().split()}
-        spots = [m for m in re.finditer(r"[a-z]{4,}", text) if m[0] not in kept]
-        if spots:
-            spot = rng.choice(spots)
-            text = text[: spot.start()] + _typo(spot[0], rng) + text[spot.end() :]
-    return text
 
 
 class Conversation:
@@ -117,8 +76,15 @@ class Conversation:
         """Append one exchange of a phrase file, drawn by weight."""
         pool: list[Exchange] = exchanges(file)
         (topic,) = self.rng.choices(pool, [e.weight for e in pool])
-        slots = {k: self.rng.choice(words()[k]) for k in ("country", "famous", "subject", "language", "code")}
-        slots |= {"n": str(self.rng.randint(21, 999)), "m": str(self.rng.randint(11, 999)), "k": str(self.rng.randint(2, 9))}
+        slots = {
+            k: self.rng.choice(words()[k])
+            for k in ("country", "famous", "subject", "language", "code")
+        }
+        slots |= {
+            "n": str(self.rng.randint(21, 999)),
+            "m": str(self.rng.randint(11, 999)),
+            "k": str(self.rng.randint(2, 9)),
+        }
         user = fill(self.rng.choice(topic.users), self.rng, slots)
         reply = polish(fill(self.rng.choice(topic.replies), self.rng, slots))
         self.say(user, reply, list(slots.values()))
@@ -133,17 +99,24 @@ class Conversation:
         rng = self.rng
         kind = rng.randrange(4)
         if kind == 0:
-            user = "".join(rng.choice("asdfghjklqwertyuiopzxcvbnm ") for _ in range(rng.randint(3, 20))).strip()
+            user = "".join(
+                rng.choice("asdfghjklqwertyuiopzxcvbnm ") for _ in range(rng.randint(3, 20))
+            ).strip()
         elif kind == 1 or not self.prose:
             pool = words()
-            tables = rng.choices(list(pool), k=rng.randint(1, 4))
+            # Numbers and months have answers of their own.
+            names = [name for name in pool if name not in ("number", "month")]
+            tables = rng.choices(names, k=rng.randint(1, 4))
             user = " ".join(rng.choice(pool[t]) for t in tables)
         else:
             tokens = rng.choice(self.prose).split()
             start = rng.randrange(max(1, len(tokens) - 4))
             user = " ".join(tokens[start : start + rng.randint(1, 12)])
             if kind == 3:
-                user = fill("(what is|why is|how is|who is|explain|tell me why|is it true that) ", rng) + user
+                user = (
+                    fill("(what is|why is|how is|who is|explain|tell me why|is it true that) ", rng)
+                    + user
+                )
         self.say(user or "...", fill(rng.choice(_odd_replies()), rng))
 
     def introduce(self) -> None:
@@ -151,73 +124,49 @@ class Conversation:
         rng = self.rng
         if self.user_name and rng.random() < 0.7:
             self.say(
-                fill("(what is my name|what's my name|do you know my name|do you remember my name|who am i)", rng),
+                fill(
+                    "(what is my name|what's my name|do you know my name"
+                    "|do you remember my name|who am i)",
+                    rng,
+                ),
                 fill(f"(Your name is {self.user_name}.|You are {self.user_name}.)", rng),
             )
         elif not self.user_name and rng.random() < 0.3:
             self.say(
                 fill("(what is my name|do you know my name|who am i|what's my name)", rng),
-                fill("(I do not know your name yet.|You have not told me yet.) What is your name?", rng),
+                fill(
+                    "(I do not know your name yet.|You have not told me yet.) What is your name?",
+                    rng,
+                ),
             )
         else:
             self.user_name = rng.choice(words()[rng.choice(("girl", "boy"))])
             self.say(
-                fill(f"(my name is|i am|i'm|call me|hi, i am|hello, my name is|hi i'm) {self.user_name}", rng),
                 fill(
-                    f"(Hello|Hi|Nice to meet you), {self.user_name}! (Shall I tell you a story?|I am qh-toy."
-                    f"|What would you like to do?|How are you?)",
+                    "(my name is|i am|i'm|call me|hi, i am|hello, my name is|hi i'm) "
+                    + self.user_name,
+                    rng,
+                ),
+                fill(
+                    f"(Hello|Hi|Nice to meet you), {self.user_name}! (Shall I tell you a story?"
+                    "|I am qh-toy.|What would you like to do?|How are you?)",
                     rng,
                 ),
                 [self.user_name],
             )
 
-    def _topic(self) -> tuple[Topic, str]:
-        """Return a topic and its words with articles."""
-        rng = self.rng
-        table = words()
-        kinds = table["animal"] + table["person"]
-        kind = rng.choice(kinds)
-        draw = rng.random()
-        if draw < 0.04:
-            return Topic(), rng.choice(table["idea"])
-        if draw < 0.10:
-            plot, deed = rng.choice(_DEEDS)
-            return Topic(hero_kind=kind, plot=plot), f"{with_article(kind)} {fill(deed, rng)}"
-        if draw < 0.50:
-            if rng.random() < 0.1:
-                return Topic(hero_kind=kind), fill("(my|the|your) ", rng) + kind
-            return Topic(hero_kind=kind), with_article(kind)
-        if draw < 0.62:
-            other = rng.choice([k for k in kinds if k != kind])
-            joint = fill("(and|and|who meets|with)", rng)
-            return Topic(hero_kind=kind, friend_kind=other), f"{with_article(kind)} {joint} {with_article(other)}"
-        if draw < 0.72:
-            thing = rng.choice(table["thing"])
-            return Topic(thing=thing), fill("(a~|the |a~|my )", rng).replace("a~", with_article(thing)[: -len(thing)]) + thing
-        if draw < 0.80:
-            place = rng.choice(table["place"])
-            return Topic(place=place), f"the {place}"
-        if draw < 0.86:
-            thing = rng.choice(table["thing"])
-            return Topic(hero_kind=kind, thing=thing), f"{with_article(kind)} and {with_article(thing)}"
-        if draw < 0.90:
-            place = rng.choice(table["place"])
-            return Topic(hero_kind=kind, place=place), f"{with_article(kind)} in the {place}"
-        name = name_for(kind, rng)
-        if draw < 0.95:
-            joint = fill("(named|called|with the name)", rng)
-            return Topic(hero_kind=kind, hero_name=name), f"{with_article(kind)} {joint} {name}"
-        kind = rng.choice(("girl", "boy"))
-        name = name_for(kind, rng)
-        return Topic(hero_kind=kind, hero_name=name), name
-
     def _told(self, topic: Topic | None, about: str) -> str:
         self.story = make_story(self.rng, topic)
         draw = self.rng.random()
         if draw < 0.12 and about:
-            return f"{fill('(Here is a story about|This is a story about)', self.rng)} {about}.\n\n{self.story.text}"
+            lead = fill("(Here is a story about|This is a story about)", self.rng)
+            return f"{lead} {about}.\n\n{self.story.text}"
         if draw < 0.2:
-            return fill("(Here is one.|Gladly!|Sure! Here is a story.|Listen!)", self.rng) + "\n\n" + self.story.text
+            return (
+                fill("(Here is one.|Gladly!|Sure! Here is a story.|Listen!)", self.rng)
+                + "\n\n"
+                + self.story.text
+            )
         return self.story.text
 
     def tell(self, ask: str = "ask") -> None:
@@ -225,7 +174,7 @@ class Conversation:
         if self.rng.random() < 0.2 and ask == "ask":
             self.say(fill(self.rng.choice(_requests()["ask_any"]), self.rng), self._told(None, ""))
             return
-        topic, about = self._topic()
+        topic, about = draw_topic(self.rng)
         if ask == "ask" and topic.hero_kind and self.rng.random() < 0.06:
             self._begun_by_user(topic)
             return
@@ -248,7 +197,17 @@ class Conversation:
             self.tell()
             return
         rng, slots = self.rng, dict(story.slots)
-        kinds = ("another", "another_about", "shorter", "longer", "again", "rename", "praise", "blame", "question")
+        kinds = (
+            "another",
+            "another_about",
+            "shorter",
+            "longer",
+            "again",
+            "rename",
+            "praise",
+            "blame",
+            "question",
+        )
         (kind,) = rng.choices(kinds, (4, 3, 3, 3, 0.7, 0.7, 1, 0.6, 7))
         if kind == "another_about":
             self.tell("another_about")
@@ -271,26 +230,39 @@ class Conversation:
             self.story = renamed(story, slots["new"])
             reply = self.story.text
         elif kind == "praise":
-            reply = fill("(Thank you!|I am glad that you like it.|How nice of you!) (Shall I tell you another one?|Would you like to hear more?|)", rng)  # noqa: E501
+            reply = fill(
+                "(Thank you!|I am glad that you like it.|How nice of you!) "
+                "(Shall I tell you another one?|Would you like to hear more?|)",
+                rng,
+            )
         else:
-            reply = fill("(I am sorry.|You may be right.) I am only a small model. (Shall I try another one?|Shall I try again?)", rng)  # noqa: E501
-        self.say(user, reply.strip(), [slots["H"], slots["F"], slots["hk"], slots["fk"], slots["new"]])
+            reply = fill(
+                "(I am sorry.|You may be right.) I am only a small model. "
+                "(Shall I try another one?|Shall I try again?)",
+                rng,
+            )
+        self.say(
+            user, reply.strip(), [slots["H"], slots["F"], slots["hk"], slots["fk"], slots["new"]]
+        )
 
     def _about_story(self, story: Story) -> None:
         rng, slots = self.rng, dict(story.slots)
         slots["wrong"] = rng.choice([k for k in words()["animal"] if k != slots["hk"]])
         asks = {
-            "q_hero_name": "(The {hk} was called {H}.|The name of the {hk} was {H}.|{H}.|It was {H} the {hk}.)",
+            "q_hero_name": "(The {hk} was called {H}.|The name of the {hk} was {H}."
+            "|{H}.|It was {H} the {hk}.)",
             "q_hero_kind": "{H} was {a_hk}.",
             "q_friend_name": "(The {fk} was called {F}.|It was {F} the {fk}.|{F}.)",
             "q_friend_kind": "{F} was {a_fk}.",
             "q_place": "(It was {at}.|It happened {at}.)",
             "q_problem": story.plot.problem,
             "q_ending": story.plot.ending,
-            "q_title": "(You could call it|How about|Perhaps) \"{H} the {hk}\".",
+            "q_title": '(You could call it|How about|Perhaps) "{H} the {hk}".',
         }
         if story.plot.name in ("lost", "found"):
-            asks["q_thing"] = "{H} " + ("lost" if story.plot.name == "lost" else "found") + " {a_thing}."
+            asks["q_thing"] = (
+                "{H} " + ("lost" if story.plot.name == "lost" else "found") + " {a_thing}."
+            )
         if slots["hk"] == slots["fk"]:
             asks.pop("q_friend_name")
         kind = rng.choice(list(asks))

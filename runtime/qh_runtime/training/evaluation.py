@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from torch.nn import functional
 
 from qh_runtime.training.decoder import BitNetDecoder
-from qh_runtime.training.trainer import Rows
+from qh_runtime.training.rows import Rows
 
 
 @torch.no_grad()
@@ -23,7 +23,9 @@ def bits_per_byte(model: BitNetDecoder, rows: Rows, tokenizer: Tokenizer, batch:
         tokens = torch.from_numpy(rows.tokens[start : start + batch].astype("int64"))
         mask = torch.from_numpy(rows.weights[start : start + batch])[:, 1:].flatten().float()
         targets = tokens[:, 1:].flatten()
-        losses = functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1).float(), targets, reduction="none")
+        losses = functional.cross_entropy(
+            model(tokens[:, :-1]).flatten(0, 1).float(), targets, reduction="none"
+        )
         nats += float((losses * mask).sum())
         learned = targets[mask > 0].tolist()
         count += len(tokenizer.decode(learned, skip_special_tokens=True).encode("utf-8"))

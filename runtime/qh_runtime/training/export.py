@@ -1,8 +1,10 @@
-"""The trained model as a checkpoint folder in the Hugging Face BitNet layout, ternary codes packed four to a byte.
+"""The trained model as a checkpoint folder in the Hugging Face BitNet layout, ternary codes packed
+four to a byte.
 
-Packing ("autobitlinear", offline): byte[r, k] = sum_i (T[i * R + r, k] + 1) << 2i with R = out_features / 4, so one
-byte holds four rows that lie R apart; `weight_scale` [1] = s is multiplied. Embedding and norms are bfloat16, and so
-is s, since the matrix products of the training saw s * T in bfloat16.
+Packing ("autobitlinear", offline): byte[r, k] = sum_i (T[i * R + r, k] + 1) << 2i with R =
+out_features / 4, so one byte holds four rows that lie R apart; `weight_scale` [1] = s is
+multiplied. Embedding and norms are bfloat16, and so is s, since the matrix products of the training
+saw s * T in bfloat16.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ def checkpoint_tensors(model: BitNetDecoder) -> dict[str, Tensor]:
 
 
 class ExportedLinear(nn.Module):
-    """A ternary layer as readers of the checkpoint compute it: product with the codes first, then the scale."""
+    """A ternary layer as readers of the checkpoint compute it: product with the codes first,
+    then the scale.
+    """
 
     def __init__(self, master: Tensor) -> None:
         super().__init__()

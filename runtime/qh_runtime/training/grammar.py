@@ -1,8 +1,8 @@
 """The small phrase language of the text files beside this module, and the tables they hold.
 
-A phrase is plain text with two devices: `(a|b|)` chooses one alternative, which may be empty and may nest, and
-`{slot}` is filled from the caller's slots. Everything random comes from the caller's generator, so equal seeds
-give equal texts.
+A phrase is plain text with two devices: `(a|b|)` chooses one alternative, which may be empty and
+may nest, and `{slot}` is filled from the caller's slots. Everything random comes from the caller's
+generator, so equal seeds give equal texts.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def choose(text: str, rng: Random) -> str:
 
 
 def fill(text: str, rng: Random, slots: Mapping[str, str] | None = None) -> str:
-    """Return the phrase with alternatives chosen and slots filled; a slot not given is drawn from the word tables."""
+    """Return the phrase with alternatives chosen and slots filled; a slot not given is drawn
+    from the word tables.
+    """
     text = choose(text, rng)
     if "{" not in text:
         return text
@@ -66,7 +68,9 @@ def fill(text: str, rng: Random, slots: Mapping[str, str] | None = None) -> str:
 
 
 def polish(text: str) -> str:
-    """Return `text` with `a` turned to `an` before vowels, sentences capitalized and double spaces removed."""
+    """Return `text` with `a` turned to `an` before vowels, sentences capitalized and double
+    spaces removed.
+    """
     text = re.sub(r" {2,}", " ", text).strip()
     text = _ARTICLE.sub(r"\1n ", text)
     return _SENTENCE.sub(lambda match: match[1] + match[2].upper(), text)
@@ -92,7 +96,9 @@ def words() -> dict[str, list[str]]:
 
 
 def blocks(name: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield (title, lines) for each `# title` block of a phrase file; the file's first line is its description."""
+    """Yield (title, lines) for each `# title` block of a phrase file; the file's first line is
+    its description.
+    """
     title, lines = "", list[str]()
     for line in read_phrases(name).splitlines()[1:]:
         if line.startswith("# "):
@@ -116,7 +122,9 @@ class Exchange:
 
 @lru_cache(maxsize=8)
 def exchanges(name: str) -> list[Exchange]:
-    """Return the exchanges of one phrase file (`> user`, `< reply`; the weight follows the name and is 1 at least)."""
+    """Return the exchanges of one phrase file (`> user`, `< reply`; the weight follows the name
+    and is 1 at least).
+    """
     found = []
     for title, lines in blocks(name):
         parts = title.split()

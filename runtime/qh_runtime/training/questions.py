@@ -1,65 +1,40 @@
-"""Easy questions with known answers: colours, opposites, animals, counting, small sums, rhymes, spelling, lists."""
+"""Easy questions with known answers: colours, opposites, animals, counting, small sums, rhymes,
+spelling, lists.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
 
-from qh_runtime.training.grammar import facts, fill, polish, with_article, words
+from qh_runtime.training.grammar import exchanges, facts, fill, polish, with_article, words
 
 Answered = tuple[str, str]
 
-_NUMBERS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen twenty"
-).split()
+_NUMBERS = words()["number"]
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-_MONTHS = (
-    "January February March April May June July August September October November December"
-).split()
-_GROUPS = ("animal", "fruit", "vegetable", "colour", "bird", "tree", "tool", "clothes", "insect", "instrument")
-_SINGULAR = {"clothes": "piece of clothing", "instrument": "musical instrument"}
-
-#: table, question phrases and answer phrases; l and r are the two sides of the pair, al is l with its article.
-_PAIRED = (
-    (
-        "colour_of",
-        "(what|which) (colour|color) (is|has) {l}|what is the (colour|color) of {l}|{l}, what (colour|color)|do you know the colour of {l}",
-        "{l} is {r}.",
-    ),
-    (
-        "opposite",
-        "(what is|what's|tell me|whats) the opposite of {l}|opposite of {l}|what is the contrary of {l}|the opposite of {l} is",
-        "The opposite of {l} is {r}.",
-    ),
-    (
-        "sound",
-        "(what does|how does) {al} (say|sound)|(what|which) (sound|noise) does {al} make|what do {l}s say|how does {al} go",
-        "{al} says {r}.",
-    ),
-    (
-        "baby",
-        "(what is|what's|what do you call) a baby {l}( called|)|what is the (child|baby) of {al} called",
-        "A baby {l} is called a {r}.",
-    ),
-    ("home", "where does {al} live|(where is|what is) the home of {al}|where do {l}s live", "{al} lives {r}."),
-    ("food_of", "what does {al} eat|what do {l}s eat|what is the food of {al}", "{al} eats {r}."),
-    ("legs", "how many legs (does {al} have|has {al})|how many legs do {l}s have", "{al} has {r} legs."),
-    (
-        "meaning",
-        "(what is|what's|whats|define|explain) {l}|(can you |)(explain|tell me) what {l} is|what does the word {n} mean|do you know what {l} is",
-        "{l} is {r}.",
-    ),
-    ("rhyme", "(what|which words) (rhymes|rhyme) with {l}|(find|give me) a rhyme (for|with) {l}", "{l} rhymes with {r}."),
-    ("plural", "(what is|what's) the plural of {l}|plural of {l}|how do you say more than one {l}", "The plural of {l} is {r}."),
+_MONTHS = words()["month"]
+_GROUPS = (
+    "animal",
+    "fruit",
+    "vegetable",
+    "colour",
+    "bird",
+    "tree",
+    "tool",
+    "clothes",
+    "insect",
+    "instrument",
 )
+_SINGULAR = {"clothes": "piece of clothing", "instrument": "musical instrument"}
 
 
 def _pair(rng: Random) -> Answered:
-    table, question, answer = rng.choice(_PAIRED)
-    left, right = rng.choice(facts()[table])
+    asked = rng.choice(exchanges("questions.txt"))
+    left, right = rng.choice(facts()[asked.name])
     slots = {"l": left, "r": right, "al": with_article(left), "n": left.split(" ", 1)[-1]}
-    return fill(f"({question})", rng, slots), fill(answer, rng, slots)
+    question = "|".join(asked.users)
+    return fill(f"({question})", rng, slots), fill(asked.replies[0], rng, slots)
 
 
 def _fixed(rng: Random) -> Answered:
@@ -73,7 +48,9 @@ def _count(rng: Random) -> Answered:
         high = low + rng.randint(2, 9)
     run = range(low, high + 1)
     as_words = high <= 20 and rng.random() < 0.3
-    question = f"(count to {high}|can you count to {high}|please count to {high}|count up to {high})"
+    question = (
+        f"(count to {high}|can you count to {high}|please count to {high}|count up to {high})"
+    )
     if low > 1:
         question = f"count from {low} to {high}"
     elif rng.random() < 0.2:
@@ -87,10 +64,11 @@ def _sum(rng: Random) -> Answered:
     sign, word, result = "+", "plus", a + b
     if rng.random() < 0.35 and a >= b:
         sign, word, result = "-", "minus", a - b
-    if rng.random() < 0.25 and max(a, b) <= 10:
-        a, b = _NUMBERS[a], _NUMBERS[b]  # type: ignore[assignment]
-        return fill(f"(what is|how much is) {a} {word} {b}", rng), f"{a} {word} {b} is {_NUMBERS[result]}."
-    ask = f"(what is|how much is|what's|whats|calculate|) ({a} {sign} {b}|{a}{sign}{b}|{a} {word} {b})"
+    if rng.random() < 0.25:
+        spoken = f"{_NUMBERS[a]} {word} {_NUMBERS[b]}"
+        return fill(f"(what is|how much is) {spoken}", rng), f"{spoken} is {_NUMBERS[result]}."
+    sums = f"({a} {sign} {b}|{a}{sign}{b}|{a} {word} {b})"
+    ask = f"(what is|how much is|what's|whats|calculate|) {sums}"
     return fill(ask, rng), f"{a} {sign} {b} = {result}"
 
 
@@ -144,15 +122,25 @@ def _list(rng: Random) -> Answered:
 def _spell(rng: Random) -> Answered:
     word = rng.choice(words()[rng.choice(("animal", "thing", "fruit", "place", "colour"))])
     word = word.split()[0]
-    ask = f"(spell|how do you spell|can you spell|how is) {word}( spelled|)" if rng.random() < 0.2 else f"spell {word}"
+    ask = (
+        f"(spell|how do you spell|can you spell|how is) {word}( spelled|)"
+        if rng.random() < 0.2
+        else f"spell {word}"
+    )
     return fill(ask, rng), f"{word}: " + "-".join(word.upper())
 
 
 def _echo(rng: Random) -> Answered:
     table = words()
-    noun = rng.choice(table[rng.choice(("animal", "thing", "fruit", "person", "place", "adjective", "look"))])
-    text = rng.choice((noun, f"the {noun}", f"{noun} and {rng.choice(table['thing'])}", f"I like the {noun}"))
-    return fill(f"(say|repeat|please say|repeat after me:|can you say|say the words) {text}", rng), f"{text}."
+    noun = rng.choice(
+        table[rng.choice(("animal", "thing", "fruit", "person", "place", "adjective", "look"))]
+    )
+    text = rng.choice(
+        (noun, f"the {noun}", f"{noun} and {rng.choice(table['thing'])}", f"I like the {noun}")
+    )
+    return fill(
+        f"(say|repeat|please say|repeat after me:|can you say|say the words) {text}", rng
+    ), f"{text}."
 
 
 _RHYMES = (
@@ -172,8 +160,8 @@ def _poem(rng: Random) -> Answered:
     table = words()
     noun = rng.choice(table[rng.choice(("animal", "person", "thing"))])
     ask = fill(
-        f"(write|tell me|give me|make|can you write|please write) a (short |little |)(poem|rhyme|verse)"
-        f" about {with_article(noun)}",
+        "(write|tell me|give me|make|can you write|please write) a (short |little |)"
+        f"(poem|rhyme|verse) about {with_article(noun)}",
         rng,
     )
     couplets = rng.sample(_RHYMES, 2)

@@ -1,7 +1,8 @@
-"""Little stories made by a grammar: somebody in some place, a friend, a thing, a trouble and its end.
+"""Little stories made by a grammar: somebody in some place, a friend, a thing, a trouble and its
+end.
 
-A story remembers who and what it is about, so that later turns can ask for a name, a place or the ending, and so
-that the same story can be told shorter, or with another name.
+A story remembers who and what it is about, so that later turns can ask for a name, a place or the
+ending, and so that the same story can be told shorter, or with another name.
 """
 
 from __future__ import annotations
@@ -12,11 +13,58 @@ from random import Random
 
 from qh_runtime.training.grammar import blocks, fill, polish, with_article, words
 
-_FEMALE = {"girl", "mother", "mermaid", "queen", "princess", "witch", "fairy", "old woman", "grandmother", "hen", "cow"}
-_MALE = {"boy", "father", "policeman", "postman", "monk", "king", "prince", "old man", "grandfather", "rooster", "wizard"}
+_FEMALE = {
+    "girl",
+    "mother",
+    "mermaid",
+    "queen",
+    "princess",
+    "witch",
+    "fairy",
+    "old woman",
+    "grandmother",
+    "hen",
+    "cow",
+}
+_MALE = {
+    "boy",
+    "father",
+    "policeman",
+    "postman",
+    "monk",
+    "king",
+    "prince",
+    "old man",
+    "grandfather",
+    "rooster",
+    "wizard",
+}
 
-_ON = {"moon", "street", "playground", "beach", "island", "mountain", "hill", "farm", "field", "bridge", "meadow"}
-_BY = {"ocean", "waterfall", "lighthouse", "sea", "river", "lake", "pond", "harbour", "mill", "tower"}
+_ON = {
+    "moon",
+    "street",
+    "playground",
+    "beach",
+    "island",
+    "mountain",
+    "hill",
+    "farm",
+    "field",
+    "bridge",
+    "meadow",
+}
+_BY = {
+    "ocean",
+    "waterfall",
+    "lighthouse",
+    "sea",
+    "river",
+    "lake",
+    "pond",
+    "harbour",
+    "mill",
+    "tower",
+}
 
 _OPENINGS = (
     "(Once upon a time|Once|Long ago|One day), there (was|lived) {a_hero} (named|called) {H} {at}.",
@@ -102,8 +150,14 @@ def plots() -> tuple[Plot, ...]:
 
 
 def _pronouns(name: str, prefix: str) -> dict[str, str]:
-    forms = ("she", "her", "her", "herself") if name in set(words()["girl"]) else ("he", "him", "his", "himself")
-    slots = dict(zip((f"{prefix}he", f"{prefix}him", f"{prefix}his", f"{prefix}himself"), forms, strict=True))
+    forms = (
+        ("she", "her", "her", "herself")
+        if name in set(words()["girl"])
+        else ("he", "him", "his", "himself")
+    )
+    slots = dict(
+        zip((f"{prefix}he", f"{prefix}him", f"{prefix}his", f"{prefix}himself"), forms, strict=True)
+    )
     return slots | {key[0].upper() + key[1:]: form.capitalize() for key, form in slots.items()}
 
 
@@ -166,8 +220,14 @@ def make_story(rng: Random, topic: Topic | None = None) -> Story:
         "food2": foods[1],
         "adj": rng.choice(table["adjective"]),
     }
-    slots |= {key: rng.choice(table[key]) for key in ("spot", "skill", "fear", "work", "weather", "look")}
-    adjective = "" if rng.random() < 0.3 or hero_kind.startswith("old ") else rng.choice(table["adjective"]) + " "
+    slots |= {
+        key: rng.choice(table[key]) for key in ("spot", "skill", "fear", "work", "weather", "look")
+    }
+    adjective = (
+        ""
+        if rng.random() < 0.3 or hero_kind.startswith("old ")
+        else rng.choice(table["adjective"]) + " "
+    )
     slots["a_hero"] = with_article(adjective + hero_kind)
     slots |= _pronouns(hero, "") | _pronouns(friend, "f")
     slots["opening"] = fill(rng.choice(_OPENINGS), rng, slots)

@@ -1,10 +1,13 @@
-"""Ternary weights and int8 activations with straight-through gradients, as BitNet b1.58 trains them.
+"""Ternary weights and int8 activations with straight-through gradients, as BitNet b1.58 trains
+them.
 
-Forward sees the values that the exported checkpoint will have; backward pretends that rounding was not there, so
-that the float master weights keep moving until one of them crosses a rounding boundary.
+Forward sees the values that the exported checkpoint will have; backward pretends that rounding was
+not there, so that the float master weights keep moving until one of them crosses a rounding
+boundary.
 
-Source: Ma et al. 2024, "The Era of 1-bit LLMs", equations 1-3 (absmean weights); Wang et al. 2023, "BitNet",
-section 2.2 (straight-through estimator) and equations 4-5 (absmax activations, here per token and 8 bits).
+Source: Ma et al. 2024, "The Era of 1-bit LLMs", equations 1-3 (absmean weights); Wang et al. 2023,
+"BitNet", section 2.2 (straight-through estimator) and equations 4-5 (absmax activations, here per
+token and 8 bits).
 """
 
 from __future__ import annotations
@@ -26,8 +29,8 @@ def absmean_scale(weight: Tensor) -> Tensor:
 def ternary_codes(weight: Tensor) -> Tensor:
     """Return T = clamp(round(W / s), -1, 1), float32, same shape; rounding is half to even.
 
-    The division is written as a product with 1/s because readers of the format do the same, and a weight that
-    sits on a rounding boundary must fall on the same side everywhere.
+    The division is written as a product with 1/s because readers of the format do the same, and a
+    weight that sits on a rounding boundary must fall on the same side everywhere.
     """
     return (weight.float() * (1.0 / absmean_scale(weight))).round().clamp(-1, 1)
 
@@ -52,7 +55,9 @@ class ActQuant(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, activation: Tensor) -> Tensor:
-        """Return q / a with a = 127 / max(max|x|, 1e-5) over the last axis; (..., features), dtype kept."""
+        """Return q / a with a = 127 / max(max|x|, 1e-5) over the last axis; (..., features),
+        dtype kept.
+        """
         x = activation.float()
         scale = 127.0 / x.abs().amax(dim=-1, keepdim=True).clamp(min=SCALE_FLOOR)
         return ((x * scale).round().clamp(-128, 127) / scale).to(activation.dtype)
@@ -74,10 +79,11 @@ def quantize_activation(activation: Tensor) -> Tensor:
 
 
 class BitLinear(nn.Module):
-    """A linear layer without bias whose weight is ternary in forward; `weight` holds the float master values.
+    """A linear layer without bias whose weight is ternary in forward; `weight` holds the float
+    master values.
 
-    The input must already be quantized: layers that share an input (query, key and value; gate and up) then pay
-    for its rounding once.
+    The input must already be quantized: layers that share an input (query, key and value; gate and
+    up) then pay for its rounding once.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:

@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from qh_runtime.training.dialogue import Message
+from qh_runtime.training.messages import Message
 
 #: Their order fixes their ids, 0 to 4.
 SPECIAL_TOKENS = ("<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>")
 BOS_ID, EOS_ID = 0, 1
 
-#: The chat template of the checkpoint; `encode_chat` below writes the same ids without a template engine.
+#: The chat template of the checkpoint; `encode_chat` below writes the same ids without a template
+#: engine.
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
@@ -45,12 +46,19 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def encode_chats(tokenizer: Tokenizer, chats: Sequence[Sequence[Message]]) -> list[tuple[list[int], list[int]]]:
+def encode_chats(
+    tokenizer: Tokenizer, chats: Sequence[Sequence[Message]]
+) -> list[tuple[list[int], list[int]]]:
     """Return (ids, weights) for each conversation.
 
-    A weight is 1 where a token is to be learned: the text of the assistant and the end token after it.
+    A weight is 1 where a token is to be learned: the text of the assistant and the end token after
+    it.
     """
-    encoded = iter(tokenizer.encode_batch([m.content for chat in chats for m in chat], add_special_tokens=False))
+    encoded = iter(
+        tokenizer.encode_batch(
+            [m.content for chat in chats for m in chat], add_special_tokens=False
+        )
+    )
     result = []
     for chat in chats:
         ids, weights = [BOS_ID], [0]
