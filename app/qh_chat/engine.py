@@ -163,7 +163,7 @@ class EngineThread:
         self._thread.start()
 
     def load(self, name: str, options: LoadOptions) -> None:
-        """Load a model; the one of before keeps answering until the new one is ready."""
+        """Load a model instead of one that is being loaded; the ready one answers meanwhile."""
         self._loads += 1
         ticket = self._loads
         self._post(ModelLoading(name, "waiting", 0, 0))

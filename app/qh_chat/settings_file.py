@@ -83,8 +83,8 @@ def _table(lines: list[str], section: str) -> tuple[int | None, int]:
             if header.match(line) and _parses(lines[:index]):
                 start = index + 1
         elif re.match(r"\s*\[[^\]]+\]\s*(#.*)?$", line) and _parses(lines[:index]):
-            return start, _without_blank_end(lines, start, index)
-    return start, _without_blank_end(lines, start or 0, len(lines))
+            return start, _without_end(lines, start, index, ("", "#"))
+    return start, _without_end(lines, start or 0, len(lines), ("",))
 
 
 def _entry(lines: list[str], start: int, end: int, name: str) -> tuple[int, int]:
@@ -112,8 +112,9 @@ def _parses(lines: list[str]) -> bool:
     return True
 
 
-def _without_blank_end(lines: list[str], start: int, end: int) -> int:
-    while end > start and not lines[end - 1].strip():
+def _without_end(lines: list[str], start: int, end: int, idle: tuple[str, ...]) -> int:
+    """The end without empty lines, and without the comments that introduce the next table."""
+    while end > start and lines[end - 1].strip()[:1] in idle:
         end -= 1
     return end
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -41,6 +42,8 @@ __all__ = ["HistoryStore"]
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 RETRY_S = 10.0
 """Least time between two attempts to return from memory to the file."""
@@ -430,7 +433,7 @@ def _why(error: Exception) -> str:
 
 def _storable(text: str) -> str:
     """Text as SQLite can hold it: lone surrogates become U+FFFD."""
-    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 
 def _excerpt(text: str, wanted: str) -> str:

@@ -69,7 +69,8 @@ class AnsweringScreen(Screen[None]):
         super().__init__()
         self.conversation: Conversation
         self._answer: _Run | None = None
-        self._count_request = 0
+        self.count_request = 0
+        """Number of the last count of tokens that was asked for."""
         self._count_timer: Any = None
 
     @property
@@ -147,7 +148,7 @@ class AnsweringScreen(Screen[None]):
     def _count(self) -> None:
         if self.app.engine_info is None or self._answer is not None:
             return
-        self._count_request += 1
+        self.count_request += 1
         turns = self.conversation.turns(self.conversation.leaf_id)
         draft = self.composer.text.strip()
         if draft:
@@ -158,14 +159,14 @@ class AnsweringScreen(Screen[None]):
             )
             self.context_changed(0)
             return
-        self.app.engine.count(self._count_request, turns)
+        self.app.engine.count(self.count_request, turns)
 
     def context_changed(self, tokens: int) -> None:
         """The conversation and the draft take this many tokens."""
 
     @on(ContextCounted)
     def _counted(self, event: ContextCounted) -> None:
-        if event.request == self._count_request and self._answer is None:
+        if event.request == self.count_request and self._answer is None:
             bar = self.query_one(StatusBar)
             bar.facts = bar.facts.changed(context_used=event.tokens)
             self.context_changed(event.tokens)

@@ -1,0 +1,164 @@
+"""Pictures of every screen at 80x24 and 120x40, compared as SVG; one state a picture."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from textual.widgets import DataTable
+
+from qh_chat.settings import Settings
+from qh_runtime.errors import DoesNotFitError
+from qh_runtime.session.events import ContextTrimmed
+from tests.support.chat_app import FIXED_STATS, ChatPilot, chat_app
+from tests.support.fake_engine import FakeEngine, FakeModels, Script
+from tests.support.sample_text import CHISEL, HOSTILE, TABLE, THINKING
+from tests.support.snapshots import assert_snapshot
+
+HERE = Path(__file__).parent / "snapshots"
+FAILURES = Path(__file__).resolve().parents[2] / "build" / "snapshots"
+SIZES = {"80x24": (80, 24), "120x40": (120, 40)}
+
+Step = Callable[[ChatPilot], Awaitable[None]]
+
+
+async def nothing(chat: ChatPilot) -> None:
+    """A first start."""
+
+
+async def answer(chat: ChatPilot) -> None:
+    await chat.say("How do I sharpen a chisel?")
+
+
+async def table(chat: ChatPilot) -> None:
+    await chat.press("ctrl+n")
+    await chat.say("And which grits?")
+
+
+async def selected(chat: ChatPilot) -> None:
+    await chat.press("ctrl+r")
+    await chat.idle()
+    await chat.press("escape", "k")
+
+
+async def edited(chat: ChatPilot) -> None:
+    await chat.press("up")
+
+
+async def chats(chat: ChatPilot) -> None:
+    await chat.press("f2")
+
+
+async def help_screen(chat: ChatPilot) -> None:
+    await chat.press("f1")
+
+
+async def options(chat: ChatPilot) -> None:
+    await chat.press("f5")
+
+
+async def settings_screen(chat: ChatPilot) -> None:
+    # Its last line is the path of the file, which is another one in every run.
+    await chat.press("f6")
+    chat.app.screen.query_one("#where").display = False
+
+
+async def models_screen(chat: ChatPilot) -> None:
+    await chat.press("f3")
+    table = chat.app.screen.query_one(DataTable)
+    await chat.until(lambda: table.row_count == 2)
+
+
+STATES: dict[str, tuple[tuple[Script, ...], tuple[Step, ...]]] = {
+    "start": ((), (nothing,)),
+    "answer": ((Script(CHISEL),), (answer,)),
+    "table": ((Script(CHISEL), Script(TABLE)), (answer, table)),
+    "alternatives": (
+        (Script(TABLE), Script(THINKING, trimmed=ContextTrimmed(2, 311))),
+        (answer, selected),
+    ),
+    "edit": ((Script("Start with a flat back."),), (answer, edited)),
+    "chats": ((Script(CHISEL), Script(TABLE)), (answer, table, chats)),
+    "hostile": ((Script(HOSTILE),), (answer,)),
+    "help": ((), (help_screen,)),
+    "options": ((), (options,)),
+    "settings": ((), (settings_screen,)),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("state", STATES)
+async def test_state(tmp_path: Path, state: str, size: str) -> None:
+    scripts, steps = STATES[state]
+    async with chat_app(tmp_path, *scripts, size=SIZES[size]) as chat:
+        for step in steps:
+            await step(chat)
+        await settled(chat)
+        assert_snapshot(chat.app, HERE, f"{state}-{size}", FAILURES)
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_streaming(tmp_path: Path, size: str) -> None:
+    script = Script(CHISEL, hold=threading.Semaphore(40))
+    async with chat_app(tmp_path, script, size=SIZES[size]) as chat:
+        await chat.say("How do I sharpen a chisel?", wait=False)
+        await chat.until(lambda: chat.texts[-1].endswith("Set the angle to"))
+        # The rate is measured, and another one in every run.
+        await chat.views[-1].stream("", 40, 31.2)
+        chat.app._status(tokens_per_s=31.2)
+        await settled(chat)
+        assert_snapshot(chat.app, HERE, f"streaming-{size}", FAILURES)
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_models(tmp_path: Path, size: str) -> None:
+    error = DoesNotFitError(
+        "large: needs 13.5 GB, 6.1 GB of 16.0 GB are free",
+        hint="choose a smaller format or context, or load it anyway with --force",
+    )
+    models = FakeModels(
+        {"built-in": FakeEngine([Script("x")], fixed_stats=FIXED_STATS), "large": error}
+    )
+    async with chat_app(tmp_path, models=models, size=SIZES[size]) as chat:
+        await chat.ready()
+        await models_screen(chat)
+        await chat.press("down", "enter")
+        await chat.until(lambda: chat.app.load_failure is not None)
+        await settled(chat)
+        assert_snapshot(chat.app, HERE, f"models-{size}", FAILURES)
+
+
+async def test_light(tmp_path: Path) -> None:
+    settings = Settings().with_value("look.theme", "qh-light")
+    async with chat_app(tmp_path, Script(CHISEL), settings=settings, size=(100, 30)) as chat:
+        await answer(chat)
+        await settled(chat)
+        assert_snapshot(chat.app, HERE, "light-100x30", FAILURES)
+
+
+async def test_without_colour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    async with chat_app(tmp_path, Script(TABLE), Script(CHISEL), size=(80, 24)) as chat:
+        await answer(chat)
+        await selected(chat)
+        await settled(chat)
+        assert_snapshot(chat.app, HERE, "no-colour-80x24", FAILURES)
+
+
+async def test_too_small(tmp_path: Path) -> None:
+    async with chat_app(tmp_path, size=(50, 12)) as chat:
+        await settled(chat)
+        assert_snapshot(chat.app, HERE, "too-small-50x12", FAILURES)
+
+
+async def settled(chat: ChatPilot) -> None:
+    """Every pending count and layout is done."""
+    app = chat.app
+    if app.engine_info is not None and not app.chat.answering:
+        requests = app.chat.count_request
+        app.chat.count_context(0.01)
+        await chat.until(lambda: app.chat.count_request > requests)
+    await chat.pilot.pause(0.15)
+    await chat.pilot.pause()
