@@ -193,10 +193,11 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
             env=environment,
         )
         assert process.stdout is not None
-        assert process.stdout.readline()
-        time.sleep(0.013 * (round_number + 1))
+        # By what was said and not by the clock: a busy machine kills at as many places.
+        said = [process.stdout.readline() for _ in range(1 + 5 * round_number)]
+        time.sleep(0.0007 * round_number)
         process.send_signal(signal.SIGKILL)
-        said = process.stdout.read().splitlines()
+        said += process.stdout.read().splitlines()
         process.stdout.close()
         process.wait()
         began = time.monotonic()
@@ -218,7 +219,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
         assert check.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         check.close()
         store.close()
-    assert acknowledged > 50
+    assert acknowledged >= 200
 
 
 def test_an_unclean_exit_is_noticed_and_checked(
