@@ -115,6 +115,7 @@ async def chat_app(
     app.animation_level = "none"
     async with app.run_test(size=size) as pilot:
         chat = ChatPilot(app, pilot)
+        await chat.until(lambda: bool(app.chat.transcript.border_title))
         if models is None:
             await chat.ready()
         yield chat

@@ -52,7 +52,9 @@ async def chats(chat: ChatPilot) -> None:
 
 
 async def help_screen(chat: ChatPilot) -> None:
+    # Its last line is the path of the settings, which is another one in every run.
     await chat.press("f1")
+    chat.app.screen.query_one("#keys-file").display = False
 
 
 async def options(chat: ChatPilot) -> None:

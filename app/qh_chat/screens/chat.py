@@ -70,6 +70,8 @@ class ChatScreen(AnsweringScreen):
     def compose(self) -> ComposeResult:
         # Before the first frame, so that nothing jumps.
         self._fold(*self.app.size)
+        # A model may be ready before the last chat is open.
+        self.conversation = Conversation(self.app.history, None)
         with Horizontal(id="middle"):
             yield ChatList(self.app.clock)
             with Vertical(id="main"):

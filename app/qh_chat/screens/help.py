@@ -85,7 +85,7 @@ class HelpScreen(ModalScreen[None]):
             )
             yield Static(
                 inert(f"Keys can be changed by name in the [keys] table of {self._settings_path}"),
-                classes="rows", markup=False,
+                id="keys-file", classes="rows", markup=False,
             )  # fmt: skip
 
     def on_mount(self) -> None:
