@@ -106,6 +106,9 @@ class MessageView(Vertical):
     async def stream(self, text: str, tokens: int, tokens_per_s: float) -> None:
         """Show more of the answer while it streams."""
         self._text += text
+        if not self.query(Markdown):
+            # Not composed yet: mounting draws all the text there is.
+            return
         await self._draw_more()
         numbers = f"{tokens_text(tokens)} token" + ("s" if tokens != 1 else "")
         if tokens > 1:
@@ -114,7 +117,8 @@ class MessageView(Vertical):
 
     def waiting(self, text: str) -> None:
         """Say what is going on before the first token."""
-        self.query_one(".numbers", Static).update(inert(text))
+        for numbers in self.query(".numbers").results(Static):
+            numbers.update(inert(text))
 
     def note(self, text: str) -> None:
         """Show a mark beside the numbers."""
@@ -213,9 +217,9 @@ class MessageView(Vertical):
         facts.display = count > 1 or self._live or self.record.stats is not None
 
     def _mark(self, text: str) -> None:
-        mark = self.query_one(".mark", Static)
-        mark.display = bool(text)
-        mark.update(inert(text))
+        for mark in self.query(".mark").results(Static):
+            mark.display = bool(text)
+            mark.update(inert(text))
 
 
 def _user_text(text: str) -> str:
