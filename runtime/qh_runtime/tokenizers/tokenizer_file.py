@@ -7,11 +7,11 @@ first encode. Every rule here is one of those, or a bound that keeps memory in h
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from qh_runtime.errors import TokenizerError
+from qh_runtime.checkpoints.strict_json import parse_object
+from qh_runtime.errors import CheckpointError, TokenizerError
 
 __all__ = ["MAX_FILE_BYTES", "check_tokenizer", "read_json_object", "read_tokenizer_file"]
 
@@ -63,31 +63,13 @@ def read_json_object(path: Path, limit_bytes: int = MAX_SIDE_FILE_BYTES) -> dict
     if len(raw) > limit_bytes:
         raise _fail(path, "file size", f"at most {limit_bytes} bytes", "more")
     try:
-        value = json.loads(
-            raw.decode("utf-8-sig"), parse_constant=_no_constant, object_pairs_hook=_unique
-        )
-    except RecursionError as error:
-        raise _fail(path, "nesting", f"at most {MAX_DEPTH} levels", "far more") from error
-    except (ValueError, UnicodeDecodeError) as error:
+        text = raw.decode("utf-8-sig")
+        return parse_object(text, path.name, path=path, max_depth=None)
+    except UnicodeDecodeError as error:
         raise _fail(path, "content", "a JSON object", str(error)[:200]) from error
-    if not isinstance(value, dict):
-        raise _fail(path, "content", "a JSON object", type(value).__name__)
-    return value
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise ValueError(f"the key {key[:80]!r} appears twice")
-            seen.add(key)
-    return result
+    except CheckpointError as error:
+        field = "nesting" if error.facts["rule"] == "depth" else "content"
+        raise _fail(path, field, "a strict JSON object", error.message[:200]) from error
 
 
 def read_tokenizer_file(path: Path) -> dict[str, Any]:
