@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,9 @@ from qh_runtime.session.events import GenerationStats
 from tests.support.fake_engine import FakeEngine, FakeModels, Script
 
 __all__ = ["FIXED_STATS", "ChatPilot", "chat_app"]
+
+LIMIT_S = 60.0
+"""How long a test waits for what must come; only a failure takes that long."""
 
 NOW = 1_800_000_000.0
 
@@ -56,14 +60,22 @@ class ChatPilot:
         """What the messages on screen hold."""
         return [view.text for view in self.views]
 
-    async def until(self, check: Callable[[], bool], seconds: float = 10.0) -> None:
-        """Wait until something holds. Raises AssertionError after the time."""
-        for _ in range(round(seconds / 0.02)):
-            if check():
-                await self.pilot.pause()
-                return
-            await asyncio.sleep(0.02)
-        raise AssertionError(f"did not come true within {seconds} s; on screen: {self.texts}")
+    async def until(self, check: Callable[[], bool], *, pause: bool = True) -> None:
+        """Wait until something holds.
+
+        Args:
+            pause: then let the app handle what it has got; not from within the app itself.
+
+        Raises:
+            AssertionError: it does not within LIMIT_S.
+        """
+        end = time.monotonic() + LIMIT_S
+        while not check():
+            if time.monotonic() > end:
+                raise AssertionError(f"not true after {LIMIT_S} s; on screen: {self.texts}")
+            await asyncio.sleep(0.01)
+        if pause:
+            await self.pilot.pause()
 
     async def ready(self) -> None:
         """Wait for the model."""

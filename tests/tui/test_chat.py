@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from pathlib import Path
+from typing import Any
 
+import pytest
 from textual.widgets import Markdown, Static
 
 from qh_chat.history.store import HistoryStore
+from qh_chat.messages import ChatChosen
 from qh_chat.settings import Settings
 from qh_chat.widgets.status_bar import StatusBar
 from qh_runtime.errors import SessionError
@@ -201,11 +205,59 @@ async def test_an_answer_goes_on_while_another_chat_is_open(tmp_path: Path) -> N
         await chat.press("ctrl+n")
         await chat.until(lambda: chat.views == [])
         hold.release()
-        await chat.app.chat.open_chat(first)
+        chat.app.chat.post_message(ChatChosen(first))
         await chat.until(lambda: chat.texts == ["first chat", "one two three"])
         hold.release(5)
         await chat.idle()
         assert chat.texts == ["first chat", "one two three four"]
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+async def test_text_that_comes_while_its_chat_is_being_opened_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    """One more token, or the rest and the end, between reading the path and mounting it."""
+    hold = threading.Semaphore(2)
+    async with chat_app(tmp_path, Script("one two three four", hold=hold)) as chat:
+        await chat.say("first chat", wait=False)
+        await chat.until(lambda: chat.texts[-1:] == ["one two"])
+        first = chat.app.chat.conversation.id
+        await chat.press("ctrl+n")
+        transcript = chat.app.chat.transcript
+        mount_all = transcript.mount_all
+
+        async def late(*widgets: Any, **where: Any) -> None:
+            monkeypatch.undo()
+            before = chat.app.chat.answer_text
+            hold.release(tokens)
+            await chat.until(lambda: chat.app.chat.answer_text != before, pause=False)
+            await mount_all(*widgets, **where)
+
+        monkeypatch.setattr(transcript, "mount_all", late)
+        await chat.app.chat.open_chat(first)
+        await chat.until(lambda: len(chat.views) == 2)
+        shown = "one two three" if tokens == 1 else "one two three four"
+        await chat.until(lambda: chat.texts == ["first chat", shown])
+        await chat.until(lambda: chat.views[1].query_one(Markdown).source == shown)
+        assert chat.views[1].live is (tokens == 1)
+        hold.release(5)
+        await chat.idle()
+        await chat.until(lambda: chat.views[1].query_one(Markdown).source == "one two three four")
+
+
+async def test_two_chats_opened_at_once_do_not_mix(tmp_path: Path) -> None:
+    async with chat_app(tmp_path, Script("one"), Script("two")) as chat:
+        await chat.say("first")
+        first = chat.app.chat.conversation.id
+        await chat.press("ctrl+n")
+        await chat.say("second")
+        second = chat.app.chat.conversation.id
+        opened = chat.app.chat.open_chat
+        for last, texts in ((first, ["first", "one"]), (second, ["second", "two"])):
+            other = second if last == first else first
+            await asyncio.gather(opened(other), opened(None), opened(last))
+            assert chat.texts == texts
+            assert str(chat.app.chat.transcript.border_title) == texts[0]
 
 
 async def test_own_system_prompt_and_sampling_reach_the_engine(tmp_path: Path) -> None:

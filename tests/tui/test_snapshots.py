@@ -108,7 +108,7 @@ async def test_streaming(tmp_path: Path, size: str) -> None:
         await chat.say("How do I sharpen a chisel?", wait=False)
         await chat.until(lambda: chat.texts[-1].endswith("Set the angle to"))
         # The rate is measured, and another one in every run.
-        await chat.views[-1].stream("", 40, 31.2)
+        await chat.views[-1].stream(chat.texts[-1], 40, 31.2)
         chat.app._status(tokens_per_s=31.2)
         await settled(chat)
         assert_snapshot(chat.app, HERE, f"streaming-{size}", FAILURES)

@@ -82,6 +82,10 @@ class Conversation:
         """One message. Raises KeyError."""
         return self._messages[message_id]
 
+    def has(self, message_id: int) -> bool:
+        """A message belongs to this conversation."""
+        return message_id in self._messages
+
     def path(self) -> list[MessageRecord]:
         """The messages shown, first to last."""
         found: list[MessageRecord] = []

@@ -88,6 +88,11 @@ class AnsweringScreen(Screen[None]):
         """An answer is being written."""
         return self._answer is not None
 
+    @property
+    def answer_text(self) -> str:
+        """What has come of the running answer; "" when there is none."""
+        return self._answer.text if self._answer is not None else ""
+
     @on(events.Mount)
     def _start_flushing(self) -> None:
         """Keep the partial answer on disk while it grows."""
@@ -129,6 +134,22 @@ class AnsweringScreen(Screen[None]):
         run = self._answer
         if run is not None:
             run.conversation.remember(run.answer_id, run.text)
+
+    async def catch_up(self) -> None:
+        """Bring answers that were drawn from an older record to what they are by now.
+
+        Keys are handled beside the messages of the engine: while a transcript is being built,
+        more of the answer may come, or its end.
+        """
+        run, conversation = self._answer, self.conversation
+        for view in self.transcript.views:
+            if not view.live:
+                continue
+            if run is not None and run.answer_id == view.record.id:
+                await view.catch_up(run.text)
+            elif conversation.has(view.record.id):
+                record = conversation.message(view.record.id)
+                await view.finish(record, conversation.alternatives(record.id))
 
     def end_now(self) -> None:
         """Keep the partial answer because the app ends."""
@@ -227,7 +248,7 @@ class AnsweringScreen(Screen[None]):
         )
         view = self._view(event.answer_id)
         if view is not None:
-            await view.stream(event.text, event.tokens, event.tokens_per_s)
+            await view.stream(run.text, event.tokens, event.tokens_per_s)
 
     @on(AnswerDone)
     async def _done(self, event: AnswerDone) -> None:

@@ -104,6 +104,10 @@ class ChatScreen(AnsweringScreen):
         conversation = self.conversation
         welcome = Static(WELCOME, classes="welcome")
         await self.transcript.show(conversation.path(), conversation.alternatives, welcome)
+        await self.catch_up()
+        if conversation is not self.conversation:
+            # Another chat was opened meanwhile, which sets its own title.
+            return
         title = " ".join(inert(conversation.title).split())
         self.transcript.border_title = Content(title)
         self.transcript.border_subtitle = (

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from textual import events, on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
+from textual.css.query import NoMatches
 from textual.message import Message
+from textual.widget import MountError
 from textual.widgets import Markdown, Static
 
 from qh_chat.history.records import MessageRecord
@@ -74,6 +78,10 @@ class MessageView(Vertical):
         self._shown = ""
         self._unfolded = False
         self._live = record.state == "streaming"
+        self._composed = False
+        # A text may come while an earlier one is still being drawn, on another message pump;
+        # two overlapping updates of a Markdown widget repeat or lose text.
+        self._drawing = asyncio.Lock()
 
     @property
     def text(self) -> str:
@@ -97,23 +105,36 @@ class MessageView(Vertical):
                     yield _Step(1)
                     yield Static("", markup=False, classes="numbers")
 
+    @property
+    def live(self) -> bool:
+        """Its answer is shown as one that is still being written."""
+        return self._live
+
     async def on_mount(self) -> None:
         """Draw what there is."""
-        if self.record.role == "assistant":
-            await self._draw_whole()
+        self._composed = True
+        await self._draw()
         self._draw_facts()
 
     async def stream(self, text: str, tokens: int, tokens_per_s: float) -> None:
-        """Show more of the answer while it streams."""
-        self._text += text
-        if not self.query(Markdown):
-            # Not composed yet: mounting draws all the text there is.
+        """Show the whole answer as it is so far; also before this is mounted, which draws it."""
+        if not self._live:
             return
-        await self._draw_more()
+        await self.catch_up(text)
+        if not self._composed:
+            return
         numbers = f"{tokens_text(tokens)} token" + ("s" if tokens != 1 else "")
         if tokens > 1:
             numbers = f"{rate_text(tokens_per_s)} · {numbers}"
-        self.query_one(".numbers", Static).update(numbers)
+        for shown in self.query(".numbers").results(Static):
+            shown.update(numbers)
+
+    async def catch_up(self, text: str) -> None:
+        """Show the whole answer as it is so far, and leave the numbers as they are."""
+        if self._live and text != self._text:
+            self._text = text
+            if self._composed:
+                await self._draw(whole=False)
 
     def waiting(self, text: str) -> None:
         """Say what is going on before the first token."""
@@ -130,13 +151,16 @@ class MessageView(Vertical):
         self._alternatives = alternatives
         self._text = record.content
         self._live = False
-        await self._draw_whole()
-        self._draw_facts()
+        if self._composed:
+            await self._draw()
+            if self.is_attached:
+                self._draw_facts()
 
     def set_alternatives(self, alternatives: tuple[int, int]) -> None:
         """Show another position among the alternatives."""
         self._alternatives = alternatives
-        self._draw_facts()
+        if self._composed:
+            self._draw_facts()
 
     def toggle_thinking(self) -> bool:
         """Fold or unfold the thinking; False when there is none."""
@@ -154,6 +178,19 @@ class MessageView(Vertical):
     def _step(self, event: _Step.Clicked) -> None:
         event.stop()
         self.post_message(SiblingAsked(self.record.id, event.step))
+
+    async def _draw(self, whole: bool = True) -> None:
+        """Bring the screen to what the text is by the time that earlier drawing is done."""
+        async with self._drawing:
+            if self.record.role == "user":
+                return
+            try:
+                # Streaming may have ended while this waited.
+                await (self._draw_whole() if whole or not self._live else self._draw_more())
+            except (MountError, NoMatches):
+                # Another chat was opened meanwhile, and this is no longer on screen.
+                if self.is_attached:
+                    raise
 
     async def _draw_whole(self) -> None:
         """Parse it all once: a streamed fence can stay stale (Textualize/textual#6518)."""
@@ -173,10 +210,10 @@ class MessageView(Vertical):
         parts = split_thinking(self._text)
         if parts.thinking or parts.thinking_open:
             self._draw_thinking()
-        if len(parts.answer) > LONGEST_MARKDOWN:
+        if len(parts.answer) > LONGEST_MARKDOWN or not parts.answer.startswith(self._shown):
             await self._draw_whole()
             return
-        new = parts.answer[len(self._shown) :] if parts.answer.startswith(self._shown) else ""
+        new = parts.answer[len(self._shown) :]
         if not new:
             return
         self._shown = parts.answer

@@ -6,6 +6,7 @@ does; going up mounts earlier ones.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -52,6 +53,8 @@ class Transcript(VerticalScroll, can_focus=True):
         self._alternatives: Callable[[int], tuple[int, int]] = lambda _: (1, 1)
         self._first = 0
         self.selected: MessageView | None = None
+        # Two keys, or a key and a click, may ask for two paths: one after the other.
+        self._building = asyncio.Lock()
 
     @property
     def views(self) -> list[MessageView]:
@@ -69,6 +72,15 @@ class Transcript(VerticalScroll, can_focus=True):
         welcome: Static | None = None,
     ) -> None:
         """Show a path; messages that are on screen already stay as they are."""
+        async with self._building:
+            await self._build(records, alternatives, welcome)
+
+    async def _build(
+        self,
+        records: Sequence[MessageRecord],
+        alternatives: Callable[[int], tuple[int, int]],
+        welcome: Static | None,
+    ) -> None:
         self._alternatives = alternatives
         keep = 0
         mounted = self.views
@@ -117,6 +129,10 @@ class Transcript(VerticalScroll, can_focus=True):
 
     async def load_earlier(self) -> bool:
         """Mount earlier messages; False when all are there."""
+        async with self._building:
+            return await self._mount_earlier()
+
+    async def _mount_earlier(self) -> bool:
         if self._first == 0:
             return False
         start = max(0, self._first - MORE)
