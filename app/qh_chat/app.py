@@ -240,6 +240,8 @@ class QhChatApp(App[int]):
             self.theme = self.settings.look.theme
         if key == "look.blink":
             self.chat.composer.cursor_blink = self.settings.look.blink
+        if key == "models.folders":
+            self.models.search(self.settings.models.folders)
         save_values(self.places.settings, {key: value})
 
     def check_history(self) -> None:

@@ -12,7 +12,7 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from qh_chat import __version__
 from qh_chat.commands import COMMANDS
@@ -71,20 +71,28 @@ def _shared_options() -> argparse.ArgumentParser:
     return shared
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; argv None is sys.argv.
+def main(argv: Sequence[str] | None = None, on_loaded: Callable[[], None] = lambda: None) -> int:
+    """Run one command and return its exit code.
 
     Where native code still runs in a thread that could not be stopped in time, the process ends
     here instead: tearing the interpreter down under that thread would abort it.
+
+    Args:
+        argv: None is sys.argv.
+        on_loaded: called once the command's modules are imported, before it does anything.
     """
-    code = _main(argv)
+    try:
+        code = _main(argv, on_loaded)
+    except KeyboardInterrupt:
+        # Between the command's own handling and the end.
+        code = EXIT_INTERRUPTED
     if _worker_is_left():
         logging.shutdown()
         os._exit(_flushed(code))
     return code
 
 
-def _main(argv: Sequence[str] | None) -> int:
+def _main(argv: Sequence[str] | None, on_loaded: Callable[[], None]) -> int:
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the whole process
     if sys.stdout is None:
@@ -98,7 +106,7 @@ def _main(argv: Sequence[str] | None) -> int:
         return _flushed(ended.code if isinstance(ended.code, int) else EXIT_USAGE)
     paths = app_paths(os.environ)
     try:
-        return _flushed(_run(args, paths, parser))
+        return _flushed(_run(args, paths, parser, on_loaded))
     except BrokenPipeError:
         return _discard_output(EXIT_BROKEN_PIPE)
     except KeyboardInterrupt:
@@ -125,7 +133,12 @@ def _bug(error: Exception, command: str, paths: Paths) -> int:
     return EXIT_BUG
 
 
-def _run(args: argparse.Namespace, paths: Paths, parser: argparse.ArgumentParser) -> int:
+def _run(
+    args: argparse.Namespace,
+    paths: Paths,
+    parser: argparse.ArgumentParser,
+    on_loaded: Callable[[], None],
+) -> int:
     if args.offline:
         from qh_chat.offline import go_offline
 
@@ -136,8 +149,10 @@ def _run(args: argparse.Namespace, paths: Paths, parser: argparse.ArgumentParser
     log.info("qh-chat %s: %s", __version__, args.command)
     command = COMMANDS.get(args.command) or COMMANDS["chat"]
     context = Context(paths=paths, environment=dict(os.environ), usage_error=parser.error)
+    run = command.load()
+    on_loaded()
     try:
-        return command.load()(args, context)
+        return run(args, context)
     except SystemExit as ended:
         # parser.error of a command that found its own arguments wrong.
         return ended.code if isinstance(ended.code, int) else EXIT_USAGE

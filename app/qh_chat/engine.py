@@ -76,7 +76,7 @@ class ModelChoice:
 
 
 class ModelSource(Protocol):
-    """Where models come from. Both calls may take long and are made on the engine thread."""
+    """Where models come from. `list` and `load` may take long: they run on other threads."""
 
     @property
     def default(self) -> str:
@@ -85,6 +85,10 @@ class ModelSource(Protocol):
 
     def list(self) -> Sequence[ModelChoice]:
         """Models that can be chosen."""
+        ...
+
+    def search(self, folders: Sequence[str]) -> None:
+        """Look for models in these folders instead of the ones before; at once, on any thread."""
         ...
 
     def load(

@@ -13,7 +13,7 @@ from typing import Any
 
 from qh_runtime.errors import QhError
 
-__all__ = ["OfflineError", "go_offline"]
+__all__ = ["OfflineError", "go_offline", "network_is_refused"]
 
 _LOOKUPS = frozenset(
     {"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.getnameinfo"}
@@ -35,6 +35,11 @@ def go_offline() -> None:
     if not _installed:
         _installed = True
         sys.addaudithook(_refuse)
+
+
+def network_is_refused() -> bool:
+    """Whether `go_offline` was called in this process."""
+    return _installed
 
 
 def _refuse(event: str, args: tuple[Any, ...]) -> None:

@@ -67,10 +67,12 @@ class ChatPilot:
             pause: then let the app handle what it has got; not from within the app itself.
 
         Raises:
-            AssertionError: it does not within LIMIT_S.
+            AssertionError: it does not within LIMIT_S, or the app has ended.
         """
         end = time.monotonic() + LIMIT_S
         while not check():
+            if self.app.return_code is not None:
+                raise AssertionError(f"the app has ended with {self.app.return_code}")
             if time.monotonic() > end:
                 raise AssertionError(f"not true after {LIMIT_S} s; on screen: {self.texts}")
             await asyncio.sleep(0.01)

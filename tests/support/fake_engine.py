@@ -184,6 +184,7 @@ class FakeModels:
     hold: threading.Event | None = None
     loaded: list[tuple[str, LoadOptions]] = field(default_factory=list)
     choices: list[ModelChoice] | None = None
+    searched: tuple[str, ...] = ()
 
     @property
     def default(self) -> str:
@@ -204,6 +205,10 @@ class FakeModels:
             )
             for index, name in enumerate(self.engines)
         ]
+
+    def search(self, folders: Sequence[str]) -> None:
+        """Remember the folders."""
+        self.searched = tuple(folders)
 
     def load(
         self, name: str, options: LoadOptions, on_progress: Callable[[LoadStep], None]

@@ -6,9 +6,11 @@ they are committed. They hold for one version of Textual; with another the compa
 
 from __future__ import annotations
 
+import asyncio
 import html
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -20,24 +22,30 @@ __all__ = ["assert_snapshot"]
 VERSION_FILE = "textual-version.txt"
 
 
-def assert_snapshot(app: App[object], folder: Path, name: str, failures: Path) -> None:
-    """The screen equals folder/name.svg. Raises AssertionError with the first row that differs.
+async def assert_snapshot(
+    app: App[object], folder: Path, name: str, failures: Path, *, seconds: float = 10.0
+) -> None:
+    """The screen becomes equal to folder/name.svg. Raises AssertionError with the row that differs.
 
     Args:
         failures: where the picture of a failure is written.
+        seconds: how long the last drawing may take on a slow machine.
     """
     stored = folder / f"{name}.svg"
-    found = _normal(app.export_screenshot(title="qh-chat"))
     version = folder / VERSION_FILE
     if os.environ.get("QH_TEST_UPDATE") == "1":
+        await asyncio.sleep(1.0)
         folder.mkdir(parents=True, exist_ok=True)
-        stored.write_text(found, encoding="utf-8")
+        stored.write_text(_picture(app), encoding="utf-8")
         version.write_text(textual.__version__ + "\n", encoding="utf-8")
         return
     recorded = version.read_text(encoding="utf-8").strip()
     if recorded != textual.__version__:
         pytest.skip(f"pictures are of Textual {recorded}, this is {textual.__version__}")
     expected = stored.read_text(encoding="utf-8")
+    end = time.monotonic() + seconds
+    while (found := _picture(app)) != expected and time.monotonic() < end:
+        await asyncio.sleep(0.05)
     if found == expected:
         return
     failures.mkdir(parents=True, exist_ok=True)
@@ -48,6 +56,10 @@ def assert_snapshot(app: App[object], folder: Path, name: str, failures: Path) -
         f"{name} differs; see {failures / name}.svg\nexpected: {different[0]}\nfound:    "
         f"{different[1]}"
     )
+
+
+def _picture(app: App[object]) -> str:
+    return _normal(app.export_screenshot(title="qh-chat"))
 
 
 def _normal(svg: str) -> str:

@@ -69,7 +69,7 @@ def measure_start(
     Raises:
         SessionError: the process failed. Facts: exit_code, stderr.
     """
-    command = [sys.executable, "-m", "qh_chat.cli", "run", "-m", str(folder), "--json", "--offline"]
+    command = [sys.executable, "-m", "qh_chat", "run", "-m", str(folder), "--json", "--offline"]
     command += ["--raw", "--max-tokens", "8", "--temp", "0", "--threads", str(threads)]
     command += ["--context", str(context_length), "abcd " * (context_length // 8)]
     environment = {**os.environ, "QH_HOME": str(home)}

@@ -26,6 +26,8 @@ __all__ = ["Interrupted", "LoadFunction", "answer_events", "worker_is_left"]
 LoadFunction = Callable[["str | None", "LoadOptions", "Callable[[LoadProgress], None]"], Engine]
 # An interrupted command is gone within a second; this leaves time to write what there is.
 _GRACE_S = 0.6
+# Of an interrupted command whose grace may be over: only what is about to end is waited for.
+_LAST_GRACE_S = 0.1
 _THREAD_NAME = "qh-answer"
 # Signals that ask the command to end, with the exit code of each.
 _SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
@@ -67,9 +69,9 @@ class _Worker:
         if engine is not None:
             engine.cancel()
 
-    def join(self) -> None:
-        """Wait for the end of the worker, but not longer than an interrupt may take."""
-        self._thread.join(_GRACE_S)
+    def join(self, timeout_s: float) -> None:
+        """Wait for the end of the worker, but not longer than this."""
+        self._thread.join(timeout_s)
 
     def _run(self) -> None:
         try:
@@ -127,7 +129,7 @@ def answer_events(
         if worker is not None:
             # However the caller left: nobody wants the rest of the answer.
             worker.stop()
-            worker.join()
+            worker.join(_LAST_GRACE_S if received else _GRACE_S)
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -18,7 +18,7 @@ from qh_runtime.session.events import Engine
 __all__ = ["StoreModels", "run"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class StoreModels:
     """The `ModelSource` of the app over this user's models.
 
@@ -48,6 +48,10 @@ class StoreModels:
             for x in self.models.store().list()
         ]
 
+    def search(self, folders: Sequence[str]) -> None:
+        """Look for models in these folders instead of the ones before."""
+        self.models = dataclasses.replace(self.models, folders=tuple(folders))
+
     def load(
         self, name: str, options: LoadOptions, on_progress: Callable[[LoadStep], None]
     ) -> Engine:
@@ -62,7 +66,8 @@ class StoreModels:
 
 def run(args: argparse.Namespace, context: Context) -> int:
     """Open the app; return its exit code."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    # Textual reads standard input and draws on standard error.
+    if not all(x.isatty() for x in (sys.stdin, sys.stdout, sys.stderr)):
         context.usage_error("the app needs a terminal; use `qh-chat run` in pipes and scripts")
     overrides = {
         "models.threads": getattr(args, "threads", None),

@@ -22,8 +22,9 @@ from qh_runtime.session.events import Done, Message
 
 __all__ = ["run"]
 
-# What a person can mean to type or pipe; a longer text is a file given by mistake.
-_MAX_PROMPT_BYTES = 4 << 20
+# What a person can mean to type or pipe; a longer text is a file given by mistake. Half of what a
+# chat template may write, so that what is allowed here is never too long there.
+_MAX_PROMPT_BYTES = 2 << 20
 
 
 def run(args: argparse.Namespace, context: Context, load: LoadFunction | None = None) -> int:

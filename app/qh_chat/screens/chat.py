@@ -30,6 +30,7 @@ from qh_chat.messages import (
     SiblingAsked,
     Submitted,
 )
+from qh_chat.offline import network_is_refused
 from qh_chat.screens.answering import AnsweringScreen
 from qh_chat.screens.dialogs import ConfirmDialog, TextDialog
 from qh_chat.screens.options import ChatOptions, ChatOptionsDialog
@@ -37,7 +38,7 @@ from qh_chat.widgets.chat_list import ChatList
 from qh_chat.widgets.composer import Composer
 from qh_chat.widgets.markup import code_blocks, split_thinking
 from qh_chat.widgets.message import MessageView
-from qh_chat.widgets.status_bar import StatusBar
+from qh_chat.widgets.status_bar import Facts, StatusBar
 from qh_chat.widgets.transcript import Transcript
 
 __all__ = ["ChatScreen"]
@@ -78,7 +79,7 @@ class ChatScreen(AnsweringScreen):
                 yield Transcript()
         yield Static("", id="banner", markup=False)
         yield Composer(self.app.settings.keys)
-        yield StatusBar()
+        yield StatusBar(Facts(offline=network_is_refused()))
         yield Static("qh-chat needs 60 × 16 cells.\nMake the window larger.", id="too-small")
 
     async def on_mount(self) -> None:

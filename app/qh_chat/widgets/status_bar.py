@@ -1,4 +1,4 @@
-"""The one status line: model, context, speed, memory, offline; always true, cut to fit the width.
+"""The one status line: model, context, speed, memory, network; always true, cut to fit the width.
 
 The text is made by a pure function of the facts and the width, so that tests and the screen agree.
 """
@@ -26,6 +26,8 @@ class Facts:
         loading: model name and progress text while one loads. failed: the load failed.
         context_used: tokens of the conversation and the draft. counting: they are an older count.
         rss_bytes: what the process holds now.
+        offline: this process refuses every network connection; otherwise the line only says that
+            the answers are made on this machine.
         history: "" when chats reach the disk, else a few words.
     """
 
@@ -36,7 +38,7 @@ class Facts:
     tokens_per_s: float | None = None
     first_token_s: float | None = None
     rss_bytes: int | None = None
-    offline: bool = True
+    offline: bool = False
     history: str = ""
 
     def changed(self, **values: object) -> Facts:
@@ -78,8 +80,8 @@ def _assemble(facts: Facts, cut: frozenset[str]) -> Content:
         parts.append(_memory(facts, cut))
     if facts.history:
         parts.append(Content.styled(facts.history, "$text-warning"))
-    if facts.offline:
-        parts.append(Content.styled("offline", "$text-success"))
+    where = ("offline", "$text-success") if facts.offline else ("local", "$foreground 60%")
+    parts.append(Content.styled(*where))
     return Content.styled(" │ ", "$foreground 40%").join(parts)
 
 
@@ -122,13 +124,17 @@ def _memory(facts: Facts, cut: frozenset[str]) -> Content:
 
 
 class StatusBar(Widget):
-    """The line at the bottom, with the way to the help at its end."""
+    """The line at the bottom, with the way to the help at its end.
+
+    Args:
+        facts: as they are at first.
+    """
 
     HELP = "f1 help"
 
-    def __init__(self) -> None:
+    def __init__(self, facts: Facts) -> None:
         super().__init__(id="status")
-        self._facts = Facts()
+        self._facts = facts
 
     @property
     def facts(self) -> Facts:
