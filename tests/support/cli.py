@@ -29,7 +29,7 @@ def qh_environment(home: Path, **changes: str) -> dict[str, str]:
 
 def command(*arguments: str) -> list[str]:
     """The command line of a qh-chat process."""
-    return [sys.executable, "-m", "qh_chat.cli", *arguments]
+    return [sys.executable, "-m", "qh_chat", *arguments]
 
 
 def run_qh(
