@@ -31,6 +31,9 @@ from qh_runtime.tokenizers.detokenizer import (
 __all__ = ["ChatTokenizer", "Prompt", "convert_panic"]
 
 MAX_TEXT_BYTES = 4 << 20
+# The library holds the GIL in `encode` (seconds for a long text, in which no signal is handled and
+# no screen drawn) and not in `encode_batch`, which starts a pool of threads.
+_LONG_TEXT = 1 << 15
 _SURROGATES = re.compile("[\ud800-\udfff]")
 T = TypeVar("T")
 
@@ -230,9 +233,12 @@ class ChatTokenizer:
         return text
 
     def _encode(self, text: str) -> tuple[list[int], Any]:
-        encoding = convert_panic(
-            lambda: self._tokenizer.encode(text, add_special_tokens=False), "encode"
-        )
+        def call() -> Any:
+            if len(text) < _LONG_TEXT:
+                return self._tokenizer.encode(text, add_special_tokens=False)
+            return self._tokenizer.encode_batch([text], add_special_tokens=False)[0]
+
+        encoding = convert_panic(call, "encode")
         return encoding.ids, encoding
 
     def _encode_guarded(self, text: str, breaks: Sequence[int] | None, *, first: bool) -> list[int]:

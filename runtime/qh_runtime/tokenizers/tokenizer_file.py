@@ -191,7 +191,7 @@ def _check_bpe(model: dict[str, Any], vocab: dict[str, int], path: Path) -> None
             if token not in vocab:
                 raise _fail(path, f"model.merges[{index}]", "tokens of the vocabulary", token[:80])
     unk = model.get("unk_token")
-    if unk is not None and unk not in vocab:
+    if unk is not None and not (isinstance(unk, str) and unk in vocab):
         raise _fail(path, "model.unk_token", "null or a token of the vocabulary", repr(unk)[:80])
 
 
@@ -248,7 +248,7 @@ def _check_post_processor(part: object, tokens: set[str], path: Path) -> None:
             if special is None:
                 continue
             token = special.get("id") if isinstance(special, dict) else None
-            if token not in table:
+            if not isinstance(token, str) or token not in table:
                 raise _fail(path, f"post_processor.{name}", "a listed special token", repr(token))
     for token, entry in table.items():
         names = entry.get("tokens") if isinstance(entry, dict) else None
@@ -256,7 +256,7 @@ def _check_post_processor(part: object, tokens: set[str], path: Path) -> None:
         if not isinstance(names, list) or not isinstance(ids, list) or len(names) != len(ids):
             raise _fail(path, f"post_processor.special_tokens[{token[:40]!r}]", "ids", repr(entry))
         for inner in names:
-            if inner not in tokens:
+            if not isinstance(inner, str) or inner not in tokens:
                 raise _fail(path, "post_processor.special_tokens", "known tokens", repr(inner)[:80])
         for token_id in ids:
             if type(token_id) is not int or not 0 <= token_id < MAX_TOKEN_ID:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
         lambda d: d["model"].update(continuing_subword_prefix=[1]),
         "continuing_subword_prefix",
     ),
+    "unk as object": (lambda d: d["model"].update(unk_token={}), "unk_token"),
     "unknown unk": (lambda d: d["model"].update(unk_token="<nope>"), "unk_token"),
     "id too large": (lambda d: d["model"]["vocab"].update(zz=1 << 21), "vocab"),
     "id of 2^32": (lambda d: d["model"]["vocab"].update(zz=1 << 32), "vocab"),
@@ -328,3 +331,29 @@ def test_mutated_file_loads_or_is_refused(
     except TokenizerError:
         return
     tokenizer.decode(tokenizer.encode_text("hello world <s>"))
+
+
+def test_a_long_text_leaves_other_threads_running(tmp_path: Path) -> None:
+    """Ctrl+c and the screen are Python: the library must not hold the GIL for seconds."""
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path, byte_level_file()))
+    text = "a" * 400_000
+    started = time.perf_counter()
+    ended = threading.Event()
+    longest_s = 0.0
+
+    def watch() -> None:
+        nonlocal longest_s
+        last = time.perf_counter()
+        while not ended.wait(0.005):
+            now = time.perf_counter()
+            longest_s, last = max(longest_s, now - last), now
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    ids = tokenizer.encode_text(text)
+    elapsed_s = time.perf_counter() - started
+    ended.set()
+    thread.join()
+    assert tokenizer.decode(ids) == text
+    assert elapsed_s > 0.1, "not long enough to tell"
+    assert longest_s < elapsed_s / 2
