@@ -11,7 +11,8 @@ import pytest
 
 pytest.importorskip("tokenizers")
 
-from qh_runtime.training.books import paragraphs, read_book, strip_licence
+from qh_runtime.errors import QhError
+from qh_runtime.training.books import paragraphs, read_book, read_books, strip_licence
 from qh_runtime.training.corpus import continuations, pack, prose_windows
 from qh_runtime.training.dialogue import HELD_OUT_START, conversation
 from qh_runtime.training.grammar import choose, fill, polish
@@ -76,6 +77,13 @@ def test_a_book_keeps_its_end_for_evaluation(tmp_path: Path) -> None:
     assert book.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert len(book.training) + len(book.held_out) == 1000
     assert 15 <= len(book.held_out) <= 20
+
+
+def test_a_folder_without_books_is_named(tmp_path: Path) -> None:
+    (tmp_path / "notes_about.txt").write_text("not a book")
+    with pytest.raises(QhError) as refused:
+        read_books(tmp_path)
+    assert refused.value.facts == {"folder": str(tmp_path)}
 
 
 def test_the_generator_is_the_one_the_weights_were_trained_on() -> None:

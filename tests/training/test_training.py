@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from qh_runtime.errors import QhError  # noqa: E402
 from qh_runtime.training.config import ModelConfig  # noqa: E402
 from qh_runtime.training.decoder import BitNetDecoder  # noqa: E402
 from qh_runtime.training.echo import echo_rows  # noqa: E402
@@ -122,6 +124,10 @@ def test_the_card_names_the_commands_of_every_phase() -> None:
         "2.0 --echo-rows 1 --resume --steps 10",
         "2.0 --echo-rows 1 --resume --decay-steps 20 --export assets/models/qh-toy",
     ]
+    progress.step = 85
+    assert commands(progress)[-1].endswith(
+        "--decay-steps 20 --steps 15 --export assets/models/qh-toy"
+    )
 
 
 def test_echoes_can_be_known_by_looking_back() -> None:
@@ -171,6 +177,17 @@ def test_the_folder_is_offline_packed_and_bf16(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["quantization_config"]["quantization_mode"] == "offline"
     assert config["tie_word_embeddings"] is True
+
+
+def test_a_state_of_other_sizes_is_refused(tmp_path: Path) -> None:
+    run = trainer()
+    run.save(tmp_path / "state.pt")
+    other = Trainer(
+        dataclasses.replace(MICRO, intermediate_size=128), RECIPE, torch.float32, compiled=False
+    )
+    with pytest.raises(QhError) as refused:
+        other.load(tmp_path / "state.pt")
+    assert refused.value.facts == {"path": str(tmp_path / "state.pt")}
 
 
 def test_greedy_conversations_alternate() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from qh_runtime.errors import QhError
 from qh_runtime.training.books import read_books
 from qh_runtime.training.config import ModelConfig
 from qh_runtime.training.corpus import CorpusPlan, build_corpus
@@ -90,12 +91,16 @@ def main(arguments: list[str]) -> int:
     """Prepare the texts, run one leg and return the exit status."""
     options = parse(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
-    prepare(options, ModelConfig())
-    (options.out / "meeting").unlink(missing_ok=True)
-    if options.processes > 1:
-        torch.multiprocessing.spawn(work, (options,), nprocs=options.processes)
-    else:
-        work(0, options)
+    try:
+        prepare(options, ModelConfig())
+        (options.out / "meeting").unlink(missing_ok=True)
+        if options.processes > 1:
+            torch.multiprocessing.spawn(work, (options,), nprocs=options.processes)
+        else:
+            work(0, options)
+    except QhError as error:
+        logger.error("%s", error)
+        return 3
     return 0
 
 

@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from qh_runtime.errors import QhError
+
 #: The last share of every book is for evaluation only.
 HELD_OUT_SHARE = 0.02
 
@@ -102,6 +104,13 @@ def read_book(path: Path) -> Book:
 
 
 def read_books(folder: Path) -> list[Book]:
-    """Return all books of a folder in the order of their numbers."""
-    books = [read_book(path) for path in folder.glob("*_*.txt")]
+    """Return all books of a folder in the order of their numbers; QhError if there is none."""
+    paths = [path for path in folder.glob("*_*.txt") if path.stem.rpartition("_")[2].isdigit()]
+    if not paths:
+        raise QhError(
+            f"{folder}: no book found, expected files named title_number.txt",
+            hint="put Project Gutenberg texts there; the model card lists their numbers",
+            folder=str(folder),
+        )
+    books = [read_book(path) for path in paths]
     return sorted(books, key=lambda book: book.number)

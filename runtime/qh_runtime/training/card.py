@@ -64,5 +64,5 @@ def model_card(
     talks = ["", "", "## Samples (greedy)", ""]
     for chat in samples:
         talks += ["```", *(f"{message.role}: {message.content}" for message in chat), "```", ""]
-    licence = "## Licence\n\nApache-2.0, like qh-chat.\n"
+    licence = "\n## Licence\n\nApache-2.0, like qh-chat.\n"
     return text + table + "\n".join(talks) + licence

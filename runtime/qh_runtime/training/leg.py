@@ -75,9 +75,11 @@ def commands(progress: Progress) -> list[str]:
         if start == progress.late_start:
             line += " --late-texts"
         if start == progress.decay_start:
-            line += f" --decay-steps {progress.decay_steps} --export assets/models/qh-toy"
-        else:
+            line += f" --decay-steps {progress.decay_steps}"
+        if not (start == progress.decay_start and progress.finished):
             line += f" --steps {end - start}"
+        if end == progress.step:
+            line += " --export assets/models/qh-toy"
         lines.append(line)
     return lines
 

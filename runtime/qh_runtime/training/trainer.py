@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from qh_runtime.errors import QhError
 from qh_runtime.training.config import ModelConfig
 from qh_runtime.training.decoder import BitNetDecoder
 from qh_runtime.training.echo import echo_rows
@@ -193,6 +194,13 @@ class Trainer:
     def load(self, path: Path) -> None:
         """Take up the state of an earlier leg with the same sizes, of a team of any size."""
         state = torch.load(path, map_location="cpu", weights_only=True)
+        expected, found = self.model.config.as_dict(), state["config"]
+        if found != expected:
+            raise QhError(
+                f"{path}: expected sizes {expected}, found {found}",
+                hint="train the other sizes in a folder of their own",
+                path=str(path),
+            )
         self.model.load_state_dict(state["model"])
         self.adam.load_state_dict(state["adam"])
         self.progress = Progress(**state["progress"])
