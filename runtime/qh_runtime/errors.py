@@ -8,6 +8,7 @@ __all__ = [
     "CheckpointError",
     "ContextLengthError",
     "DoesNotFitError",
+    "DownloadError",
     "FormatError",
     "HardwareError",
     "IntegrityError",
@@ -43,6 +44,10 @@ class StoreError(QhError):
 
 class ModelNotFoundError(StoreError):
     """No model has this name. Facts: name, known."""
+
+
+class DownloadError(StoreError):
+    """A file could not be fetched; what arrived is kept. Facts: file, url (no query), status."""
 
 
 class IntegrityError(StoreError):
