@@ -42,6 +42,7 @@ def parts(full: bool) -> list[tuple[str, list[str]]]:
         ("import layers", [str(BIN / "lint-imports"), "--no-cache"]),
         ("mypy", [str(BIN / "mypy")]),
         ("native", [*native]),
+        ("native old x86", [*native, "--old-x86"]),
         ("native aarch64", [*native, "--aarch64"]),
         ("unit", [*PYTEST, *tier, "tests/unit", "tests/formats"]),
         ("property", [*PYTEST, *tier, "tests/property"]),

@@ -2,13 +2,15 @@
 
 Default: an optimised build and a debug build (which adds the symbol check). `--preset NAME` runs a
 sanitizer preset of kernels/CMakePresets.json. `--aarch64` cross-compiles for 64-bit Arm and runs
-under qemu user emulation. Exit code 77: a tool for it is not on this machine.
+under qemu user emulation. `--old-x86` runs the x86-64 tests on emulated processors without AVX-512
+and without AVX. Exit code 77: a tool for it is not on this machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -18,7 +20,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 BUILD = REPOSITORY / "build"
 SKIPPED = 77
 CROSS_COMPILER = "aarch64-linux-gnu-g++"
-EMULATOR = "qemu-aarch64"
+# (emulated processor, the best instruction set that runs on it, one that must not). An instruction
+# that the processor lacks ends the process, so a table that runs there holds none.
+OLD_X86 = (("max,-avx512f", "avx2", "avx512vnni"), ("qemu64", "scalar", "avx2"))
 # Where Debian's cross compiler keeps the target's libraries.
 TARGET_ROOT = Path("/usr/aarch64-linux-gnu")
 
@@ -27,6 +31,12 @@ def tool(name: str) -> str:
     """Path of a tool: beside this Python first, then on PATH."""
     beside = Path(sys.executable).parent / name
     return str(beside) if beside.exists() else name
+
+
+def emulator(processor: str) -> str | None:
+    """The user emulator of a processor family, in either of the forms that Debian packages."""
+    names = (f"qemu-{processor}", f"qemu-{processor}-static")
+    return next((name for name in names if shutil.which(name) is not None), None)
 
 
 def run(
@@ -77,19 +87,20 @@ def native(build_type: str, sanitize: str = "") -> dict[str, str]:
 
 def aarch64() -> int:
     """Cross-compiles and runs under emulation, with and without dot products."""
-    for name in (CROSS_COMPILER, EMULATOR):
-        if shutil.which(name) is None:
-            print(
-                f"skipped: {name} is not on this machine "
-                "(Debian packages g++-aarch64-linux-gnu and qemu-user)"
-            )
-            return SKIPPED
+    qemu = emulator("aarch64")
+    if qemu is None or shutil.which(CROSS_COMPILER) is None:
+        missing = CROSS_COMPILER if qemu is not None else "qemu-aarch64"
+        print(
+            f"skipped: {missing} is not on this machine "
+            "(Debian packages g++-aarch64-linux-gnu and qemu-user)"
+        )
+        return SKIPPED
     settings = {
         **native("Release"),
         "CMAKE_SYSTEM_NAME": "Linux",
         "CMAKE_SYSTEM_PROCESSOR": "aarch64",
         "CMAKE_CXX_COMPILER": CROSS_COMPILER,
-        "CMAKE_CROSSCOMPILING_EMULATOR": EMULATOR,
+        "CMAKE_CROSSCOMPILING_EMULATOR": qemu,
     }
     environment = {"QEMU_LD_PREFIX": str(TARGET_ROOT)}
     code = run("aarch64", settings, environment={**environment, "QEMU_CPU": "max"})
@@ -106,14 +117,36 @@ def aarch64() -> int:
     )
 
 
+def old_x86() -> int:
+    """Runs the optimised native tests on processors that lack instruction sets of this build."""
+    qemu = emulator("x86_64")
+    if qemu is None or platform.machine().lower() not in ("x86_64", "amd64"):
+        print("skipped: needs an x86-64 machine and qemu-x86_64 (Debian package qemu-user)")
+        return SKIPPED
+    if code := run("native", native("Release"), environment={}, only="format_info"):
+        return code
+    for processor, best, missing in OLD_X86:
+        for isa, expected in ((best, 0), (missing, SKIPPED)):
+            for test in ("test_isa", "test_decoder"):
+                command = [qemu, "-cpu", processor, str(BUILD / "native/native_tests" / test), isa]
+                code = subprocess.run(command).returncode
+                if code != expected:
+                    print(f"failed: {' '.join(command)}: expected exit code {expected}, not {code}")
+                    return code or 1
+    return 0
+
+
 def main() -> int:
     """Runs what was asked for; exit code 0, 77 for skipped, or that of the failed command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", choices=["asan-ubsan", "tsan"])
     parser.add_argument("--aarch64", action="store_true")
+    parser.add_argument("--old-x86", action="store_true")
     args = parser.parse_args()
     if args.aarch64:
         return aarch64()
+    if args.old_x86:
+        return old_x86()
     if args.preset == "asan-ubsan":
         return run(
             "asan-ubsan", native("RelWithDebInfo", "address,undefined"),

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstdlib>
+#include <new>
 #include <string>
 #include <thread>
 #include <vector>
@@ -11,6 +13,40 @@
 #include "check.h"
 #include "decoder/decoder.h"
 #include "format_info.h"
+
+// Sanitizers have an operator new of their own, which finds more than this count does.
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define QH_COUNT_ALLOCATIONS 1
+#else
+#define QH_COUNT_ALLOCATIONS 0
+#endif
+
+#if QH_COUNT_ALLOCATIONS
+namespace {
+
+std::atomic<int64_t> g_allocations{0};  // by any thread of this process
+
+void* counted(size_t size, size_t alignment) {
+  g_allocations.fetch_add(1, std::memory_order_relaxed);
+  const size_t rounded = (size + alignment - 1) / alignment * alignment;
+  if (void* memory = std::aligned_alloc(alignment, rounded > 0 ? rounded : alignment)) {
+    return memory;
+  }
+  throw std::bad_alloc();
+}
+
+}  // namespace
+
+// The other forms of operator new and delete call these.
+void* operator new(size_t size) { return counted(size, alignof(std::max_align_t)); }
+void* operator new(size_t size, std::align_val_t alignment) {
+  return counted(size, static_cast<size_t>(alignment));
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
+#endif
 
 namespace {
 
@@ -199,6 +235,36 @@ void test_generate_and_cancel(const qh::KernelTable& table, Report& report) {
   }
 }
 
+// From the first prompt on: a decoder and a sampler allocate when they are made and never again.
+void test_tokens_allocate_nothing(const qh::KernelTable& table, Report& report) {
+#if QH_COUNT_ALLOCATIONS
+  const qh::ModelShape shape{264, 520, 6, 2, 48, 1003, 2};
+  RandomModel model(shape, {FormatId::ternary, FormatId::int8, FormatId::int4_g32, FormatId::bf16},
+                    9);
+  const std::vector<int32_t> prompt = model.tokens(40);
+  for (const int threads : {1, 3}) {
+    // Top-k of the heap, of the selection, and none: each keeps its candidates in another way.
+    for (const int64_t top_k : {20, 600, 0}) {
+      qh::Sampler sampler({shape.vocab_size, 1000, 0.9, top_k, 0.9, 0.02, 1.1f, 0.1f, 0.1f, 32, 5});
+      qh::Decoder decoder(table, model.view(), options(threads, 16, qh::KvType::f16, false));
+      const int64_t before = g_allocations.load();
+      decoder.prefill(prompt.data(), 40);
+      for (int i = 0; i < 12; ++i) decoder.next_token(sampler);
+      decoder.truncate(7);
+      decoder.prefill(prompt.data() + 7, 33);
+      decoder.next_token(sampler);
+      report.same(0, g_allocations.load() - before, "allocations", table.name, top_k);
+    }
+  }
+  const int64_t before = g_allocations.load();
+  delete new std::string(100, 'x');
+  report.check(g_allocations.load() > before, "the count itself", table.name, 0, 1, 0, 0);
+#else
+  (void)table;
+  (void)report;
+#endif
+}
+
 void test_thread_pool(Report& report) {
   for (int threads = 1; threads <= 5; ++threads) {
     qh::ThreadPool pool(threads);
@@ -250,9 +316,12 @@ int main(int argc, char** argv) {
   const qh::KernelTable* table = isa ? qh::kernel_table(*isa) : nullptr;
   if (table == nullptr) return qh_test::kSkipped;
   Report report;
-  test_thread_pool(report);
-  test_denormals_are_restored(report);
+  if (*isa == qh::Isa::scalar) {  // these two use no table, so one entry runs them
+    test_thread_pool(report);
+    test_denormals_are_restored(report);
+  }
   test_prefill_equals_decode(*table, report);
   test_generate_and_cancel(*table, report);
+  test_tokens_allocate_nothing(*table, report);
   return report.finish("test_decoder");
 }
