@@ -15,7 +15,8 @@ from qh_runtime.architectures import DecoderSpec, decoder_shape, spec_from_confi
 from qh_runtime.checkpoints.config import read_config
 from qh_runtime.checkpoints.folder import open_checkpoint
 from qh_runtime.checkpoints.layouts import layout_for
-from qh_runtime.checkpoints.reader import MemoryTensors, TensorSource
+from qh_runtime.checkpoints.memory_tensors import MemoryTensors
+from qh_runtime.checkpoints.reader import TensorSource
 from qh_runtime.packing.packed_model import PackedModel, load_packed_model
 from qh_runtime.reference.decoder import ActivationHook, ReferenceDecoder, Tape
 from qh_runtime.reference.ops import QuantizedActivations

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from pathlib import Path
-from typing import Any, NoReturn
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from qh_runtime.checkpoints.files import read_small_file, resolve_file
 from qh_runtime.checkpoints.reader import TensorInfo, TensorSource, missing_tensor
 from qh_runtime.checkpoints.safetensors import SafetensorsFile
-from qh_runtime.checkpoints.strict_json import decode, parse_object, quoted
+from qh_runtime.checkpoints.shard_index import INDEX, MAX_INDEX_BYTES, check_shards, parse_index
+from qh_runtime.checkpoints.strict_json import quoted
 from qh_runtime.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["ShardedTensors", "open_checkpoint"]
 
 SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-MAX_INDEX_BYTES = 32 << 20
-MAX_SHARDS = 1024
-MAX_INDEX_ITEMS = 1 << 18
-_SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
 # Containers that run code when they are loaded, and containers that are not read.
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_HINT = "download the checkpoint again"
 
 
 def open_checkpoint(folder: Path) -> TensorSource:
@@ -59,30 +54,13 @@ class ShardedTensors:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._index = folder / INDEX
-        self._shard_of = self._read_index(folder)
+        index = resolve_file(folder, INDEX)
+        self._shard_of = parse_index(read_small_file(index, MAX_INDEX_BYTES), folder / INDEX)
         self._shards: dict[str, SafetensorsFile] = {}
         for shard in sorted(set(self._shard_of.values())):
             self._shards[shard] = SafetensorsFile(resolve_file(folder, shard))
-        for shard, file in self._shards.items():
-            for name in file.names():
-                listed = self._shard_of.get(name)
-                if listed != shard:
-                    found = "does not list it" if listed is None else f"lists it in {listed}"
-                    self._fail(
-                        "wrong shard",
-                        f"tensor {quoted(name)} lies in {shard}, but the index {found}",
-                        tensor=name,
-                        shard=shard,
-                    )
-        for name, shard in self._shard_of.items():
-            if name not in self._shards[shard]:
-                self._fail(
-                    "missing tensor",
-                    f"tensor {quoted(name)} is listed in {shard}, which does not hold it",
-                    tensor=name,
-                    shard=shard,
-                )
+        names = {shard: file.names() for shard, file in self._shards.items()}
+        check_shards(self._shard_of, names, folder / INDEX)
 
     def __contains__(self, name: object) -> bool:
         return name in self._shard_of
@@ -116,35 +94,6 @@ class ShardedTensors:
         if shard is None:
             raise missing_tensor(name, INDEX)
         return self._shards[shard]
-
-    def _fail(self, rule: str, message: str, **facts: Any) -> NoReturn:
-        raise CheckpointError(
-            f"{INDEX}: {message}", hint=_HINT, path=str(self._index), rule=rule, **facts
-        )
-
-    def _read_index(self, folder: Path) -> dict[str, str]:
-        """Tensor name -> shard file name, checked."""
-        data = read_small_file(resolve_file(folder, INDEX), MAX_INDEX_BYTES)
-        if data.count(b",") + data.count(b"{") + data.count(b"[") > MAX_INDEX_ITEMS:
-            self._fail("index items", f"more than {MAX_INDEX_ITEMS} items")
-        text = decode(data, INDEX, path=self._index)
-        index = parse_object(text, INDEX, path=self._index, max_depth=3)
-        weight_map = index.get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            self._fail("weight_map", "weight_map: expected an object of tensor and file names")
-        shards: set[str] = set()
-        for name, shard in weight_map.items():
-            if not isinstance(shard, str) or not _SHARD_NAME.fullmatch(shard) or ".." in shard:
-                self._fail(
-                    "shard name",
-                    f"tensor {quoted(name)}: expected a plain .safetensors file name, "
-                    f"found {quoted(shard)}",
-                    tensor=name,
-                )
-            shards.add(shard)
-        if len(shards) > MAX_SHARDS:
-            self._fail("shard count", f"expected at most {MAX_SHARDS} shards, found {len(shards)}")
-        return weight_map
 
 
 def _exists(path: Path) -> bool:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qh_runtime.checkpoints import MemoryTensors
 from qh_runtime.checkpoints.layouts import CodedWeights, DenseWeights, Layout, layout_for
 from qh_runtime.checkpoints.layouts.bitnet import BitnetLayout, unpack_rows_apart
+from qh_runtime.checkpoints.memory_tensors import MemoryTensors
 from qh_runtime.errors import CheckpointError, UnsupportedTensorError
 from qh_runtime.formats import get
 from qh_runtime.formats.bf16 import bf16_to_f32, f32_to_bf16

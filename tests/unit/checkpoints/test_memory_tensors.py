@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qh_runtime.checkpoints import MemoryTensors
+from qh_runtime.checkpoints.memory_tensors import MemoryTensors
 from qh_runtime.errors import CheckpointError
 
 

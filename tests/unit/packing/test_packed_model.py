@@ -11,8 +11,9 @@ import pytest
 from qh_kernels.decoder import Matrix
 from qh_runtime import formats
 from qh_runtime.architectures import DecoderSpec
-from qh_runtime.checkpoints import MemoryTensors, open_checkpoint
+from qh_runtime.checkpoints import open_checkpoint
 from qh_runtime.checkpoints.layouts import layout_for
+from qh_runtime.checkpoints.memory_tensors import MemoryTensors
 from qh_runtime.errors import CheckpointError, PlanError, UnsupportedTensorError
 from qh_runtime.formats.bf16 import bf16_to_f32
 from qh_runtime.packing import PackedModel, load_packed_model, plan_matrices
