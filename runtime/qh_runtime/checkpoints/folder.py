@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, NoReturn
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from qh_runtime.checkpoints.files import read_small_file, resolve_file
 from qh_runtime.checkpoints.reader import TensorInfo, TensorSource, missing_tensor
@@ -14,6 +12,9 @@ from qh_runtime.checkpoints.safetensors import SafetensorsFile
 from qh_runtime.checkpoints.shard_index import INDEX, MAX_INDEX_BYTES, check_shards, parse_index
 from qh_runtime.checkpoints.strict_json import quoted
 from qh_runtime.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["ShardedTensors", "open_checkpoint"]
 

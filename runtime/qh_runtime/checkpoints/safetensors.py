@@ -1,4 +1,4 @@
-"""One safetensors file: its header checked, then read-only mapped tensors.
+"""One safetensors file: its header checked, then read-only mapped tensors. NumPy loads when read.
 
 Files are never written here and must not be rewritten in place while mapped (truncating a mapped
 file ends the process).
@@ -11,16 +11,16 @@ import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from qh_runtime.checkpoints.files import open_regular
-from qh_runtime.checkpoints.reader import DTYPES, TensorInfo, missing_tensor
+from qh_runtime.checkpoints.reader import TensorInfo, missing_tensor
 from qh_runtime.checkpoints.safetensors_header import read_header
 from qh_runtime.checkpoints.strict_json import quoted
 from qh_runtime.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["SafetensorsFile"]
 
@@ -47,9 +47,8 @@ class SafetensorsFile:
         self._infos, self._offsets = header.tensors, header.offsets
         self.metadata: Mapping[str, str] = header.metadata
         self._identity = self._digest(header.digest, changed)
-        self._data: NDArray[np.uint8] | None = np.frombuffer(
-            mapping, np.uint8, offset=header.data_start
-        )
+        self._data_start = header.data_start
+        self._mapping: mmap.mmap | None = mapping
 
     @property
     def path(self) -> Path:
@@ -71,11 +70,15 @@ class SafetensorsFile:
 
     def read(self, name: str) -> NDArray[Any]:
         """See TensorSource."""
+        import numpy as np
+
+        from qh_runtime.checkpoints.dtypes import DTYPES
+
         info = self.info(name)
-        if self._data is None:
+        if self._mapping is None:
             raise CheckpointError(f"{quoted(self._path.name)}: read after close", tensor=name)
-        begin = self._offsets[name]
-        raw = self._data[begin : begin + info.nbytes]
+        begin = self._data_start + self._offsets[name]
+        raw = np.frombuffer(self._mapping, np.uint8, count=info.nbytes, offset=begin)
         return raw.view(DTYPES[info.dtype]).reshape(info.shape)
 
     def identity(self) -> str:
@@ -84,7 +87,7 @@ class SafetensorsFile:
 
     def close(self) -> None:
         """Gives the mapping back as soon as no view is left."""
-        self._data = None
+        self._mapping = None
 
     def _digest(self, header: bytes, status: os.stat_result) -> str:
         digest = hashlib.blake2b(digest_size=20)

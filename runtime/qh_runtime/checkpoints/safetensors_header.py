@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from qh_runtime.checkpoints.reader import DTYPES, TensorInfo
+from qh_runtime.checkpoints.reader import ITEM_BYTES, TensorInfo
 from qh_runtime.checkpoints.strict_json import decode, is_text, parse_object, quoted
 from qh_runtime.errors import CheckpointError, TruncatedCheckpointError, UnsupportedTensorError
 
@@ -190,10 +190,10 @@ class _HeaderCheck:
                 "entry", f"{where}: expected dtype, shape and data_offsets, no more", tensor=name
             )
         dtype, shape, span = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if not isinstance(dtype, str) or dtype not in DTYPES:
+        if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
             raise UnsupportedTensorError(
                 f"{quoted(self._path.name)}: {where}: dtype: expected one of "
-                f"{', '.join(sorted(DTYPES))}, found {quoted(dtype)}",
+                f"{', '.join(sorted(ITEM_BYTES))}, found {quoted(dtype)}",
                 hint="choose a checkpoint with one of these types",
                 path=str(self._path),
                 tensor=name,
@@ -204,7 +204,7 @@ class _HeaderCheck:
             self._fail(
                 "shape", f"{where}: shape: expected up to {MAX_DIMENSIONS} sizes", tensor=name
             )
-        nbytes = DTYPES[dtype].itemsize
+        nbytes = ITEM_BYTES[dtype]
         for size in shape:
             if type(size) is not int or not 1 <= size <= MAX_DIMENSION:
                 self._fail(
