@@ -149,6 +149,18 @@ def test_forced_instruction_set_is_the_one_that_runs(monkeypatch: pytest.MonkeyP
         assert model.decoder().isa == name
 
 
+def test_forced_instruction_set_computes_in_its_own_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only its name: float32 sums in the plain order end in other bits than vector sums."""
+    if len(ISAS) == 1:
+        pytest.skip("this machine runs the plain instruction set only")
+    model = make_model("llama", hidden_size=264)
+    bits = {name: model.decoder(isa=name).forward(model.tokens(9)).tobytes() for name in ISAS}
+    assert all(bits[name] != bits["scalar"] for name in ISAS if name != "scalar")
+    for name in ISAS:
+        monkeypatch.setenv(isa.FORCE_VARIABLE, name)
+        assert model.decoder().forward(model.tokens(9)).tobytes() == bits[name]
+
+
 def test_read_only_mapped_weights_are_used_in_place(tmp_path: Path) -> None:
     model = make_model("llama-int8")
     path = tmp_path / "head.bin"
