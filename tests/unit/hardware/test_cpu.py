@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from qh_runtime.hardware.cpu import CpuFacts, read_cpu
 from qh_runtime.hardware.facts import Fact
+from tests.support.cli import qh_environment
 from tests.support.recorded_machine import V2_MOUNT, cpuinfo, topology, write_tree
 
 FOUR_CORES_SMT = topology(["0,4", "1,5", "2,6", "3,7"], "0-7")
@@ -107,3 +112,62 @@ def test_this_machine() -> None:
     assert cpu.affinity.value == tuple(sorted(os.sched_getaffinity(0)))
     assert cpu.usable_threads.value is not None
     assert 1 <= cpu.usable_threads.value <= len(cpu.affinity.value)
+
+
+def test_one_allowed_processor_is_one_thread() -> None:
+    """The mask of the calling thread counts, as it is what the decoder's workers inherit."""
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system has no processor affinity")
+    found: list[CpuFacts] = []
+
+    def restrict_and_read() -> None:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        found.append(read_cpu())
+
+    runner = threading.Thread(target=restrict_and_read)
+    runner.start()
+    runner.join()
+    assert found[0].usable_threads.value == 1
+    assert len(found[0].affinity.value or ()) == 1
+
+
+@pytest.fixture
+def quota_group() -> Iterator[Path]:
+    """A control group that may use half a processor; needs rights that containers rarely give."""
+    v1, v2 = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
+    folder = (v1 if v1.is_dir() else v2) / f"qh-chat-test-{os.getpid()}"
+    try:
+        folder.mkdir()
+    except OSError as error:
+        pytest.skip(f"no right to make a control group: {error.strerror}")
+    try:
+        if v1.is_dir():
+            (folder / "cpu.cfs_period_us").write_text("100000")
+            (folder / "cpu.cfs_quota_us").write_text("50000")
+        else:
+            (folder / "cpu.max").write_text("50000 100000")
+        yield folder
+    except OSError as error:
+        pytest.skip(f"no right to limit processor time: {error.strerror}")
+    finally:
+        folder.rmdir()
+
+
+def test_a_real_quota_is_found(quota_group: Path, tmp_path: Path) -> None:
+    ask = (
+        "from qh_runtime.hardware.cpu import read_cpu; x = read_cpu();"
+        "print(x.quota_cores.value, x.usable_threads.value, x.usable_threads.source)"
+    )
+    script = f"echo $$ > {quota_group}/cgroup.procs && exec {sys.executable} -c '{ask}'"
+    environment = qh_environment(tmp_path)
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    quota, threads, source = done.stdout.split(maxsplit=2)
+    assert (quota, threads) == ("0.5", "1")
+    assert source.startswith("quota rounded down")
