@@ -12,7 +12,7 @@ class BuildInfo:
     """Facts of the build.
 
     Attributes:
-        compiler: version text of the compiler.
+        compiler: name and version of the compiler.
         build_type: CMake build type.
         flags: extra compiler flags given to the build, often empty.
         sanitizer: value of -fsanitize=, empty in normal builds.

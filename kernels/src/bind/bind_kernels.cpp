@@ -20,6 +20,12 @@ namespace qh {
 namespace {
 
 constexpr int64_t kAny = -1;
+// Clang's version text begins with its name, GCC's is the number alone.
+#if defined(__clang__)
+constexpr const char* kCompiler = __VERSION__;
+#else
+constexpr const char* kCompiler = "GCC " __VERSION__;
+#endif
 constexpr Isa kAllIsas[] = {Isa::scalar, Isa::avx2, Isa::avx512vnni, Isa::neon, Isa::neon_dotprod};
 
 std::vector<std::string> available_isas() {
@@ -312,7 +318,7 @@ void bind_kernels(nb::module_& m) {
   });
   m.def("build_info", [] {
     nb::dict info;
-    info["compiler"] = std::string(__VERSION__);
+    info["compiler"] = std::string(kCompiler);
     info["build_type"] = std::string(QH_BUILD_TYPE);
     info["flags"] = std::string(QH_BUILD_FLAGS);
     info["sanitizer"] = std::string(QH_BUILD_SANITIZE);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -157,7 +158,7 @@ def test_best_is_available_and_never_plain_where_vectors_run() -> None:
 def test_build_info() -> None:
     info = build_info()
     assert set(instruction_sets.available()) <= set(info.isas)
-    assert info.compiler
+    assert re.fullmatch(r"\D*(GCC|[Cc]lang)\D* \d+\.\d.*", info.compiler)
 
 
 @pytest.mark.parametrize("name", ["ternary", "int4_g32", "bf16"])
