@@ -32,6 +32,7 @@ QH_ALWAYS_INLINE void store_lanes(float* p, typename V::F32 a, int lanes) noexce
 }
 
 // The sum of squares has 32 partial sums: its relative error stays below (n / 32 + 6) * 2^-24.
+// Beyond float32 the row becomes NaN, as in scalar_rms_norm.
 template <typename V>
 void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* out) noexcept {
   using F32 = typename V::F32;
@@ -48,8 +49,10 @@ void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* 
     const F32 a = load_lanes<V>(x + i, n - i < 16 ? static_cast<int>(n - i) : 16);
     even = V::fma(a, a, even);
   }
-  const float mean = V::reduce_add(V::add(even, odd)) / static_cast<float>(n);
-  const F32 inverse = V::set(1.0f / __builtin_sqrtf(mean + eps));
+  const float sum = V::reduce_add(V::add(even, odd));
+  const float mean = sum / static_cast<float>(n);
+  const bool finite = sum < __builtin_inff();
+  const F32 inverse = V::set(finite ? 1.0f / __builtin_sqrtf(mean + eps) : __builtin_nanf(""));
   for_lanes(n, [=](int64_t k, int lanes) {
     const F32 scaled = V::mul(load_lanes<V>(x + k, lanes), inverse);
     store_lanes<V>(out + k, V::mul(scaled, load_lanes<V>(weight + k, lanes)), lanes);

@@ -13,12 +13,17 @@
 namespace qh {
 namespace {
 
+// Where the sum of squares is beyond float32, the row becomes NaN, so that the decoder can report
+// it: the vector versions could only divide by infinity, which gives a row of zeros.
 inline void scalar_rms_norm(const float* x, const float* weight, float eps, int64_t n,
                             float* out) noexcept {
   double sum = 0.0;
   for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
   const double mean = sum / static_cast<double>(n);
-  const float inverse = static_cast<float>(1.0 / std::sqrt(mean + static_cast<double>(eps)));
+  const bool finite = static_cast<float>(sum) < float_from_bits(0x7f800000u);
+  const float inverse = finite
+                            ? static_cast<float>(1.0 / std::sqrt(mean + static_cast<double>(eps)))
+                            : float_from_bits(0x7fc00000u);
   for (int64_t i = 0; i < n; ++i) out[i] = x[i] * inverse * weight[i];
 }
 

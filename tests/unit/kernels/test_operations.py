@@ -33,6 +33,21 @@ def test_rms_norm(isa: str, n: int) -> None:
     close(cpu.rms_norm(x, weight, eps, isa=isa), exact, bound, f"{isa} rms_norm {n}")
 
 
+@pytest.mark.parametrize("n", [1, 16, 33, 1000])
+@pytest.mark.parametrize("value", [3e38, -1e30, np.inf, np.nan])
+def test_rms_norm_of_squares_beyond_float32_is_nan(isa: str, n: int, value: float) -> None:
+    """1 / infinity would turn the row into zeros, and an overflow into a silent answer."""
+    x = np.ones(n, np.float32)
+    x[n // 2] = value
+    assert np.isnan(cpu.rms_norm(x, x, 1e-5, isa=isa)).all()
+
+
+def test_rms_norm_just_below_that(isa: str) -> None:
+    x = np.full(16, 4e18, np.float32)
+    ones = np.ones(16, np.float32)
+    np.testing.assert_allclose(cpu.rms_norm(x, ones, 1e-5, isa=isa), ones, rtol=1e-6)
+
+
 @pytest.mark.parametrize("n", SIZES)
 def test_gated(isa: str, n: int) -> None:
     rng = np.random.default_rng(n)
