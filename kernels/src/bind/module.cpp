@@ -7,4 +7,5 @@ NB_MODULE(_native, module) {
   qh::bind_kernels(module);
   qh::bind_sampler(module);
   qh::bind_decoder(module);
+  qh::bind_mapped_files(module);
 }
