@@ -24,6 +24,7 @@ from qh_runtime.planner.memory_model import (
     runtime_bytes,
     scratch_bytes,
 )
+from qh_runtime.units import gigabytes
 
 __all__ = ["Plan", "PlanItem", "WeightFormats", "make_plan", "packed_formats"]
 
@@ -219,16 +220,6 @@ def context_ladder(spec: DecoderSpec) -> tuple[int, ...]:
             steps.add(power * 3 // 2)
         power *= 2
     return tuple(sorted(x for x in steps if x <= most))
-
-
-def gigabytes(count: int) -> str:
-    """Return bytes in words with three significant digits: "1.23 GB", "45.6 MB"; powers of ten."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            value = count / size
-            digits = 2 if value < 10 else 1 if value < 100 else 0
-            return f"{value:.{digits}f} {unit}"
-    return f"{count} B"
 
 
 def _choose_context(spec: DecoderSpec, at: Callable[[int, str], Plan]) -> Plan:

@@ -1,4 +1,4 @@
-"""ModelEntry: what the store knows of one model without loading it."""
+"""ModelEntry: what is known of one model without loading it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import Literal
 
 from qh_runtime.checkpoints import TensorSource, open_checkpoint
 from qh_runtime.checkpoints.config import CheckpointConfig, read_config, read_key
-from qh_runtime.errors import QhError
+from qh_runtime.errors import IntegrityError, QhError, StoreError
+from qh_runtime.store.layout import StoreLayout, name_of_slug
+from qh_runtime.store.manifest import Manifest, StoredFile, read_manifest
+from qh_runtime.units import gigabytes
 
-__all__ = ["ModelEntry", "Origin", "describe_folder"]
+__all__ = ["ModelEntry", "Origin", "describe_folder", "describe_stored", "fetched_bytes"]
 
 Origin = Literal["built-in", "store", "folder"]
 
@@ -25,12 +28,17 @@ class ModelEntry:
 
     Attributes:
         name: what `-m` takes; printable, or escaped where the folder's name is not.
-        folder: in Hugging Face layout. origin: where it was found.
+        folder: in Hugging Face layout.
+        origin: "built-in", "store" for what was pulled or imported, "folder" for one that a person
+            placed or named.
         model_type: of config.json, "" where that cannot be read.
         format: how the checkpoint holds its weights: "f32", "f16", "bf16", "ternary", or the
             scheme's own name; "" where that cannot be read.
-        file_bytes: size of the weight files, 0 where they cannot be read.
-        problem: why it cannot be loaded, as far as headers tell; None for a sound one.
+        file_bytes: size of the weights in a folder, of all files in the store; 0 where they cannot
+            be read.
+        problem: why it cannot be loaded, as far as headers or the manifest tell; None for a sound
+            one.
+        manifest: of the store. done_bytes: what has arrived of it.
     """
 
     name: str
@@ -40,6 +48,58 @@ class ModelEntry:
     format: str = ""
     file_bytes: int = 0
     problem: str | None = None
+    manifest: Manifest | None = None
+    done_bytes: int = 0
+
+
+def describe_stored(layout: StoreLayout, path: Path) -> ModelEntry:
+    """Return the entry of a manifest, from what it says alone; no other file is opened.
+
+    Raises:
+        StoreError: the file's name is not that of a model.
+    """
+    name = name_of_slug(path.name.removesuffix(".json"))
+    folder = layout.snapshot(name)
+    try:
+        manifest = read_manifest(path)
+    except IntegrityError as error:
+        return ModelEntry(name, folder, "store", problem=str(error))
+    problem = None
+    done_bytes = total_bytes = manifest.total_bytes
+    if manifest.state == "pulling":
+        done_bytes = fetched_bytes(layout, manifest)
+        verb = "pull" if manifest.origin == "hub" else "import"
+        problem = (
+            f"incomplete: {gigabytes(done_bytes)} of {gigabytes(total_bytes)} are here; "
+            f"the same qh-chat {verb} goes on"
+        )
+    return ModelEntry(
+        name,
+        folder,
+        "store",
+        model_type=_short(manifest.model_type),
+        format=_short(manifest.format),
+        file_bytes=total_bytes,
+        problem=problem,
+        manifest=manifest,
+        done_bytes=done_bytes,
+    )
+
+
+def fetched_bytes(layout: StoreLayout, manifest: Manifest) -> int:
+    """Bytes of a model's files that have arrived, as their sizes on the disk tell."""
+    return sum(_arrived(layout, file) for file in manifest.files)
+
+
+def _arrived(layout: StoreLayout, file: StoredFile) -> int:
+    if file.sha256 and layout.blob(file.sha256).exists():
+        return file.size
+    try:
+        part = layout.part(file.key).stat()
+    except (OSError, StoreError):
+        return 0
+    # Parts have holes where nothing has arrived.
+    return min(file.size, part.st_blocks * 512)
 
 
 def describe_folder(name: str, folder: Path, origin: Origin) -> ModelEntry:

@@ -3,38 +3,48 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from qh_runtime.checkpoints.strict_json import quoted
-from qh_runtime.errors import ModelNotFoundError
-from qh_runtime.store.entry import ModelEntry, Origin, describe_folder
+from qh_runtime.errors import ModelNotFoundError, StoreError
+from qh_runtime.store.entry import ModelEntry, Origin, describe_folder, describe_stored
+from qh_runtime.store.layout import StoreLayout, model_slug, name_of_slug
 
 __all__ = ["ModelEntry", "ModelStore"]
 
-# A hub name: one slash, letters, digits, '-', '_' and '.' on both sides.
-_HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 # Entries of one folder that are looked at; a models folder with more is something else.
 _MAX_ENTRIES = 4096
 
 
 class ModelStore:
-    """The built-in models and those in the store folders.
+    """The built-in models, those that were pulled or imported, and those in folders.
 
     Args:
         builtin_dir: holds one folder per built-in model; None where there is none.
         model_dirs: hold one folder per model, earlier ones first where names repeat.
+        layout: of pulled and imported models; None where there are none.
     """
 
-    def __init__(self, builtin_dir: Path | None, model_dirs: Sequence[Path]) -> None:
+    def __init__(
+        self,
+        builtin_dir: Path | None,
+        model_dirs: Sequence[Path],
+        layout: StoreLayout | None = None,
+    ) -> None:
         self._builtin_dir = builtin_dir
         self._model_dirs = tuple(model_dirs)
+        self._layout = layout
 
     @property
     def model_dirs(self) -> tuple[Path, ...]:
-        """The store folders; they need not exist."""
+        """The searched folders; they need not exist."""
         return self._model_dirs
+
+    @property
+    def layout(self) -> StoreLayout | None:
+        """Of pulled and imported models."""
+        return self._layout
 
     def default_name(self) -> str:
         """Return the name of the model that is used when none is asked for.
@@ -42,9 +52,8 @@ class ModelStore:
         Raises:
             ModelNotFoundError: no built-in model is installed.
         """
-        for name, _, origin in self._folders():
-            if origin == "built-in":
-                return name
+        for name, _ in self._builtin_folders():
+            return name
         raise ModelNotFoundError(
             "built-in model: expected one beside the program, found none",
             hint="reinstall qh-chat, or name a folder with -m",
@@ -53,25 +62,69 @@ class ModelStore:
         )
 
     def list(self) -> tuple[ModelEntry, ...]:
-        """Return every model that can be named, built-in ones first; broken ones with a problem."""
-        return tuple(describe_folder(*found) for found in self._folders())
+        """Return every model that can be named, built-in ones first; broken ones with a problem.
+
+        Pulled models are listed from their manifests, folders from config.json and headers.
+        """
+        return tuple(self._describe(name, *found) for name, found in self._found().items())
 
     def resolve(self, name_or_path: str) -> ModelEntry:
         """Return the model of a name, or of a folder in Hugging Face layout.
 
-        A plain word is a name first and a folder second; anything with a separator is a folder.
+        The part of a pulled model's name after the "/" is a name, too, where no other model has it.
+        A plain word is a name first and a folder second.
 
         Raises:
-            ModelNotFoundError: neither. Facts: name, known, near.
+            ModelNotFoundError: none of these. Facts: name, known, near.
         """
-        folders = list(self._folders())
-        for name, folder, origin in folders:
-            if name == name_or_path:
-                return describe_folder(name, folder, origin)
+        found = self._found()
+        exact = found.get(name_or_path)
+        if exact is not None:
+            return self._describe(name_or_path, *exact)
+        ending = [x for x in found if x.rpartition("/")[2] == name_or_path]
+        if len(ending) == 1:
+            return self._describe(ending[0], *found[ending[0]])
         path = self._existing_folder(name_or_path)
         if path is not None:
             return describe_folder(_shown_name(path.absolute().name), path, "folder")
-        raise self._not_found(name_or_path, tuple(name for name, _, _ in folders))
+        raise self._not_found(name_or_path, tuple(found), tuple(ending))
+
+    def _describe(self, name: str, place: Path, origin: Origin) -> ModelEntry:
+        if origin == "store":
+            assert self._layout is not None
+            return describe_stored(self._layout, place)
+        return describe_folder(name, place, origin)
+
+    def _found(self) -> dict[str, tuple[Path, Origin]]:
+        """Name to (folder, or manifest of the store, and origin) of every model, in their order."""
+        found: dict[str, tuple[Path, Origin]] = {}
+        for name, folder in self._builtin_folders():
+            found.setdefault(name, (folder, "built-in"))
+        for name, manifest in self._manifests():
+            found.setdefault(name, (manifest, "store"))
+        for place in self._model_dirs:
+            for folder in _model_folders(place):
+                found.setdefault(_shown_name(folder.name), (folder, "folder"))
+        return found
+
+    def _builtin_folders(self) -> Iterator[tuple[str, Path]]:
+        if self._builtin_dir is not None:
+            for folder in _model_folders(self._builtin_dir):
+                yield _shown_name(folder.name), folder
+
+    def _manifests(self) -> Iterator[tuple[str, Path]]:
+        if self._layout is None:
+            return
+        try:
+            paths = sorted(self._layout.manifests.glob("[!.]*.json"))
+        except OSError:
+            return
+        for path in paths:
+            try:
+                yield name_of_slug(path.name.removesuffix(".json")), path
+            except StoreError:
+                # Not a name that the store gives; prune shows it.
+                continue
 
     def _existing_folder(self, text: str) -> Path | None:
         if not text or "\0" in text:
@@ -82,41 +135,39 @@ class ModelStore:
         except (OSError, RuntimeError, ValueError):
             return None
 
-    def _folders(self) -> Iterator[tuple[str, Path, Origin]]:
-        """(name, folder, origin) of every model, each name once."""
-        seen: set[str] = set()
-        places: list[tuple[Path, Origin]] = []
-        if self._builtin_dir is not None:
-            places.append((self._builtin_dir, "built-in"))
-        places.extend((folder, "store") for folder in self._model_dirs)
-        for place, origin in places:
-            for folder in _model_folders(place):
-                name = _shown_name(folder.name)
-                if name not in seen:
-                    seen.add(name)
-                    yield name, folder, origin
-
-    def _not_found(self, name: str, known: tuple[str, ...]) -> ModelNotFoundError:
-        near = tuple(difflib.get_close_matches(name, known, n=3, cutoff=0.5))
+    def _not_found(
+        self, name: str, known: tuple[str, ...], ending: tuple[str, ...]
+    ) -> ModelNotFoundError:
+        near = ending or tuple(difflib.get_close_matches(name, known, n=3, cutoff=0.6))
+        hub_name = _is_hub_name(name)
         if near:
             hint = f"did you mean {' or '.join(near)}?"
-        elif _HUB_NAME.fullmatch(name):
-            where = self._model_dirs[0] if self._model_dirs else "the models folder"
-            hint = (
-                "names of the Hugging Face hub cannot be fetched by this version: download its "
-                f"files into a folder and pass that folder, or place it in {where}"
-            )
+            if hub_name:
+                hint += f" qh-chat pull {name} fetches that name from the hub"
+        elif hub_name:
+            hint = f"qh-chat pull {name} fetches it from the hub; or pass a folder"
         elif known:
             hint = f"known names: {', '.join(known[:10])}; or pass a folder that holds config.json"
         else:
             hint = "pass a folder that holds config.json and model.safetensors"
         return ModelNotFoundError(
-            f"model {quoted(name)}: expected a known name or a folder, found neither",
+            f"model {quoted(name)}: expected a known name or a folder, found "
+            + (f"{len(ending)} models of that name" if ending else "neither"),
             hint=hint,
             name=name,
             known=known,
             near=near,
+            hub_name=hub_name,
         )
+
+
+def _is_hub_name(name: str) -> bool:
+    """Whether `qh-chat pull` would take it."""
+    try:
+        model_slug(name)
+    except StoreError:
+        return False
+    return "/" in name
 
 
 def _model_folders(place: Path) -> list[Path]:

@@ -183,7 +183,7 @@ def test_ls_lists_sound_and_broken_models(home: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert b"\x1b" not in done.stdout
     rows = json.loads(run_qh(home, "ls", "--json").stdout)["models"]
-    stored = {row["name"]: row for row in rows if row["origin"] == "store"}
+    stored = {row["name"]: row for row in rows if row["origin"] == "folder"}
     assert stored["good"]["problem"] is None
     assert stored["good"]["format"] == "ternary"
     (bad,) = (row for name, row in stored.items() if name != "good")

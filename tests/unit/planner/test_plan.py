@@ -22,10 +22,10 @@ from qh_runtime.planner.plan import (
     Plan,
     WeightFormats,
     context_ladder,
-    gigabytes,
     make_plan,
     packed_formats,
 )
+from qh_runtime.units import gigabytes
 from tests.support.specs import BITNET_2B, LLAMA_1B, PROSE_7M, TINY_QWEN3, spec_of
 
 NONE: Fact[Any] = Fact(None, "imagined")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from qh_runtime.errors import ModelNotFoundError
+from qh_runtime.store.layout import StoreLayout
 from qh_runtime.store.store import ModelStore
-from tests.support.cli import write_tiny_model
+from tests.support.cli import qh_environment, write_tiny_model
+from tests.support.stored_models import folder_files, store_model
 
 
 @pytest.fixture
@@ -26,8 +30,8 @@ def test_every_name_once_built_in_first(store: ModelStore, tmp_path: Path) -> No
     entries = store.list()
     assert [(x.name, x.origin) for x in entries] == [
         ("pebble", "built-in"),
-        ("other", "store"),
-        ("third", "store"),
+        ("other", "folder"),
+        ("third", "folder"),
     ]
     assert entries[1].folder == tmp_path / "models" / "other"
     assert store.default_name() == "pebble"
@@ -86,8 +90,17 @@ def test_what_is_not_there(store: ModelStore, name: str) -> None:
 def test_hub_names_get_their_own_next_step(store: ModelStore) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
         store.resolve("org/repo-1.5B")
+    assert caught.value.facts["hub_name"] is True
     assert caught.value.hint is not None
-    assert "hub" in caught.value.hint
+    assert "qh-chat pull org/repo-1.5B" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "./a", "/a/b", "~/x", "a", "a/../b", "a/b--c", "a/"])
+def test_other_names_are_not_offered_from_the_hub(store: ModelStore, name: str) -> None:
+    with pytest.raises(ModelNotFoundError) as caught:
+        store.resolve(name)
+    assert caught.value.facts["hub_name"] is False
+    assert "pull" not in (caught.value.hint or "")
 
 
 def test_no_builtin_model() -> None:
@@ -160,3 +173,112 @@ def test_a_fifo_in_place_of_a_config_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(folder / "config.json")
     (entry,) = ModelStore(None, [tmp_path]).list()
     assert entry.problem is not None
+
+
+@pytest.fixture
+def pulled(tmp_path: Path) -> ModelStore:
+    write_tiny_model(tmp_path / "builtin" / "pebble")
+    write_tiny_model(tmp_path / "models" / "other")
+    layout = StoreLayout(tmp_path / "store")
+    files = folder_files(tmp_path / "models" / "other")
+    store_model(layout, "org/model", files, license="mit")
+    store_model(layout, "one/twin", files)
+    store_model(layout, "two/twin", files)
+    store_model(layout, "org/other", files)
+    store_model(layout, "org/model@v2:small", files)
+    return ModelStore(tmp_path / "builtin", [tmp_path / "models"], layout)
+
+
+def test_pulled_models_are_listed_from_their_manifests(pulled: ModelStore) -> None:
+    assert [(x.name, x.origin) for x in pulled.list()] == [
+        ("pebble", "built-in"),
+        ("one/twin", "store"),
+        ("org/model", "store"),
+        ("org/model@v2:small", "store"),
+        ("org/other", "store"),
+        ("two/twin", "store"),
+        ("other", "folder"),
+    ]
+    entry = pulled.resolve("org/model")
+    assert (entry.model_type, entry.format, entry.problem) == ("bitnet", "ternary", None)
+    assert entry.manifest is not None
+    assert entry.manifest.license == "mit"
+    assert entry.file_bytes == entry.done_bytes == entry.manifest.total_bytes
+    assert (entry.folder / "config.json").is_file()
+
+
+def test_no_other_file_of_a_pulled_model_is_opened(pulled: ModelStore) -> None:
+    assert pulled.layout is not None
+    for blob in pulled.layout.blobs.iterdir():
+        blob.unlink()
+    assert all(x.problem is None for x in pulled.list())
+
+
+def test_the_last_part_of_a_name_where_it_is_the_only_one(pulled: ModelStore) -> None:
+    assert pulled.resolve("model").name == "org/model"
+    assert pulled.resolve("model@v2:small").name == "org/model@v2:small"
+    # The whole name of another model goes first.
+    assert pulled.resolve("other").origin == "folder"
+    with pytest.raises(ModelNotFoundError) as caught:
+        pulled.resolve("twin")
+    assert caught.value.facts["near"] == ("one/twin", "two/twin")
+
+
+def test_a_pulled_model_wins_over_a_folder_of_its_name(
+    pulled: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiny_model(tmp_path / "here" / "org" / "model")
+    monkeypatch.chdir(tmp_path / "here")
+    assert pulled.resolve("org/model").origin == "store"
+    assert pulled.resolve("./org/model").origin == "folder"
+
+
+def test_an_unfinished_pull_says_how_far_it_is(pulled: ModelStore, tmp_path: Path) -> None:
+    assert pulled.layout is not None
+    layout = pulled.layout
+    manifest = store_model(layout, "org/half", {"a": b"x" * 70_000, "b": b"y" * 30_000})
+    store_model(layout, "org/half", {"a": b"x" * 70_000, "b": b"y" * 30_000}, state="pulling")
+    layout.blob(manifest.files[0].sha256).unlink()
+    entry = pulled.resolve("org/half")
+    assert (entry.done_bytes, entry.file_bytes) == (30_000, 100_000)
+    assert entry.problem is not None
+    assert "qh-chat pull" in entry.problem
+    layout.parts.mkdir()
+    part = layout.part(manifest.files[0].key)
+    part.write_bytes(b"x" * 40_960)
+    with part.open("r+b") as file:
+        file.truncate(70_000)
+    assert pulled.resolve("org/half").done_bytes == 30_000 + 40_960
+
+
+def test_damaged_manifests_are_listed_with_their_reason(pulled: ModelStore) -> None:
+    assert pulled.layout is not None
+    path = pulled.layout.manifest("org/model")
+    path.write_bytes(path.read_bytes()[:-20])
+    (pulled.layout.manifests / "no model!.json").write_text("{}")
+    (pulled.layout.manifests / ".org--x.json.1234.tmp").write_text("{}")
+    found = {x.name: x for x in pulled.list()}
+    assert len(found) == 7
+    assert found["org/model"].problem is not None
+    assert found["org/other"].problem is None
+
+
+def test_listing_loads_no_numpy(pulled: ModelStore, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from qh_runtime.store.layout import StoreLayout\n"
+        "from qh_runtime.store.store import ModelStore\n"
+        "top = Path(sys.argv[1])\n"
+        "store = ModelStore(top / 'builtin', [top / 'models'], StoreLayout(top / 'store'))\n"
+        "assert all(x.problem is None for x in store.list())\n"
+        "print(*sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env=qh_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert not set(done.stdout.split()) & {"numpy", "filelock", "huggingface_hub", "psutil"}
