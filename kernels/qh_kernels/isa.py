@@ -1,7 +1,7 @@
 """Which instruction sets run here, and which one to use.
 
 The native layer asks the CPU and the operating system; `QH_FORCE_ISA` is read here, at each call
-of `best`, and nowhere else.
+of `best` and `forced`, and nowhere else.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 
 from qh_kernels.errors import KernelError
 
-__all__ = ["FORCE_VARIABLE", "available", "best", "require"]
+__all__ = ["FORCE_VARIABLE", "available", "best", "forced", "require"]
 
 FORCE_VARIABLE = "QH_FORCE_ISA"
 
@@ -42,12 +42,22 @@ def best() -> str:
     """
     from qh_kernels import _native
 
-    forced = os.environ.get(FORCE_VARIABLE, "")
-    if not forced:
-        return _native.best_isa()
+    name = forced()
+    return _native.best_isa() if name is None else name
+
+
+def forced() -> str | None:
+    """Return the instruction set of QH_FORCE_ISA, None where that is not set.
+
+    Raises:
+        KernelError: it names one that does not run here; facts: isa, available.
+    """
+    name = os.environ.get(FORCE_VARIABLE, "")
+    if not name:
+        return None
     try:
-        return require(forced)
+        return require(name)
     except KernelError as error:
         raise KernelError(
-            f"{FORCE_VARIABLE}={forced}: {error.message}", hint=error.hint, **error.facts
+            f"{FORCE_VARIABLE}={name}: {error.message}", hint=error.hint, **error.facts
         ) from error

@@ -13,7 +13,7 @@ from qh_runtime.formats import WeightFormat, get
 from qh_runtime.formats.base import TILE_ROWS
 from qh_runtime.formats.families.dense import DenseFormat
 
-__all__ = ["PackedRows", "packed_rows"]
+__all__ = ["PackedRows", "packed_range", "packed_rows"]
 
 # Weights per chunk: 2 MiB of float32, so that the passes of a quantizer stay in a core's cache.
 _CHUNK_WEIGHTS = 1 << 19
@@ -36,24 +36,32 @@ def packed_rows(
     for begin in range(0, rows, step):
         if stopped():
             return
-        end = min(begin + step, rows)
-        try:
-            packed = _pack(weights, target, begin, end, cols)
-        except FormatError as error:
-            raise CheckpointError(
-                f"{name}: rows {begin}..{end - 1}: {error.message}",
-                hint="the weights are damaged or do not suit this format",
-                tensor=name,
-                **{key: value for key, value in error.facts.items() if key != "tensor"},
-            ) from error
+        packed = packed_range(name, weights, target, begin, min(begin + step, rows))
         yield offset, packed
         offset += packed.nbytes
 
 
-def _pack(
-    weights: LinearWeights, target: WeightFormat, begin: int, end: int, cols: int
+def packed_range(
+    name: str, weights: LinearWeights, target: WeightFormat, begin: int, end: int
 ) -> NDArray[np.uint8]:
-    shape = (end - begin, cols)
+    """Return the packed bytes of rows begin..end - 1; begin is a multiple of TILE_ROWS.
+
+    Raises:
+        CheckpointError: weights that the format cannot hold (not finite, too large). Facts: tensor.
+    """
+    try:
+        return _pack(weights, target, begin, end)
+    except FormatError as error:
+        raise CheckpointError(
+            f"{name}: rows {begin}..{end - 1}: {error.message}",
+            hint="the weights are damaged or do not suit this format",
+            tensor=name,
+            **{key: value for key, value in error.facts.items() if key != "tensor"},
+        ) from error
+
+
+def _pack(weights: LinearWeights, target: WeightFormat, begin: int, end: int) -> NDArray[np.uint8]:
+    shape = (end - begin, _shape(weights)[1])
     if isinstance(weights, CodedWeights):
         scales = weights.scales
         per_row = scales.ndim > 0 and scales.shape[0] == weights.codes.shape[0]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from qh_runtime import formats
 from qh_runtime.architectures.base import DecoderSpec
 from qh_runtime.errors import CheckpointError
+from qh_runtime.formats.base import Codes, Scales, WeightFormat
 
 __all__ = [
     "CodedMatrix",
@@ -22,6 +23,7 @@ __all__ = [
     "Matrix",
     "ReferenceWeights",
     "dense_weights",
+    "packed_matrix",
     "quantized_matrix",
     "quantized_weights",
 ]
@@ -136,7 +138,26 @@ def quantized_matrix(format_name: str, weights: F32, *, exact: bool = False) -> 
         exact: keep activations in float32 (ternary, int8 and int4).
     """
     weight_format = formats.get(format_name)
-    codes, scales = weight_format.quantize(weights)
+    return _matrix(weight_format, *weight_format.quantize(weights), exact=exact)
+
+
+def packed_matrix(
+    format_name: str, data: NDArray[np.uint8], shape: tuple[int, int], *, exact: bool = False
+) -> Matrix:
+    """The matrix that packed bytes stand for.
+
+    Args:
+        data: uint8, exactly the format's nbytes(shape).
+        exact: keep activations in float32 (ternary, int8 and int4).
+
+    Raises:
+        FormatError: the bytes are none that the format writes.
+    """
+    weight_format = formats.get(format_name)
+    return _matrix(weight_format, *weight_format.unpack_codes(data, shape), exact=exact)
+
+
+def _matrix(weight_format: WeightFormat, codes: Codes, scales: Scales, *, exact: bool) -> Matrix:
     if weight_format.family == "dense":
         return DenseMatrix(weight_format.dequantize(codes, scales))
     # int4 codes are stored with an offset of 8; the product wants what the scale multiplies.
