@@ -174,7 +174,7 @@ def load_model(
         plan.total_bytes,
     )
     report("ready")
-    return NativeSession(decoder, tokenizer, template, info)
+    return NativeSession(decoder, tokenizer, template, info, packed.check_unchanged)
 
 
 def _weight_formats(spec: DecoderSpec, matrices: Sequence[MatrixPlan]) -> WeightFormats:

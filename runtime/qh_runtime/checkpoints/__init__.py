@@ -3,8 +3,8 @@
 Containers (`safetensors`) know bytes, `layouts/` know what a quantization scheme's tensors mean;
 neither knows an architecture. Hostile until checked: the limits stand in the file that checks them.
 
-May import: NumPy, `qh_runtime.errors`, `qh_runtime.formats`; no NumPy is loaded
-for headers. Called by packing, the loader, the store and tests.
+May import: NumPy, `qh_kernels.mapped_files`, `qh_runtime.errors`, `qh_runtime.formats`; no NumPy
+is loaded for headers. Called by packing, the loader, the store and tests.
 """
 
 from __future__ import annotations

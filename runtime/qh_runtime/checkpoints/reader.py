@@ -62,6 +62,16 @@ class TensorSource(Protocol):
     def identity(self) -> str:
         """A hex digest that changes with the content, as far as that can be seen cheaply."""
 
+    def check_unchanged(self) -> None:
+        """Returns if the files still are those that were opened, not written to and not cut short.
+
+        Until then, views of a file that was cut short hold zeros. Files that were deleted or
+        replaced under their names do not count: views go on showing what was opened.
+
+        Raises:
+            CheckpointError: facts path and rule ("changed").
+        """
+
     def close(self) -> None:
         """Gives the files back as soon as no view is left."""
 

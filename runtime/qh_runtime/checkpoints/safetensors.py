@@ -1,7 +1,7 @@
 """One safetensors file: its header checked, then read-only mapped tensors. NumPy loads when read.
 
-Files are never written here and must not be rewritten in place while mapped (truncating a mapped
-file ends the process).
+Files are never written here. One that is rewritten or cut short while it is mapped shows as changed
+(`check_unchanged`) and harms nothing else; one that is deleted or replaced stays whole here.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qh_kernels.mapped_files import WatchedFile
 from qh_runtime.checkpoints.files import open_regular
 from qh_runtime.checkpoints.reader import TensorInfo, missing_tensor
 from qh_runtime.checkpoints.safetensors_header import read_header
@@ -42,13 +43,14 @@ class SafetensorsFile:
         with open_regular(path) as (file, size):
             # Asked for in the order of the file.
             header = read_header(lambda begin, end: file.read(end - begin), size, path)
-            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            changed = os.fstat(file.fileno())
+            mapping = WatchedFile(file.fileno(), 0, access=mmap.ACCESS_READ)
+            status = os.fstat(file.fileno())
         self._infos, self._offsets = header.tensors, header.offsets
         self.metadata: Mapping[str, str] = header.metadata
-        self._identity = self._digest(header.digest, changed)
+        self._identity = self._digest(header.digest, status)
+        self._status = _state_of(status)
         self._data_start = header.data_start
-        self._mapping: mmap.mmap | None = mapping
+        self._mapping: WatchedFile | None = mapping
 
     @property
     def path(self) -> Path:
@@ -77,6 +79,7 @@ class SafetensorsFile:
         info = self.info(name)
         if self._mapping is None:
             raise CheckpointError(f"{quoted(self._path.name)}: read after close", tensor=name)
+        self._mapping.watch()
         begin = self._data_start + self._offsets[name]
         raw = np.frombuffer(self._mapping, np.uint8, count=info.nbytes, offset=begin)
         return raw.view(DTYPES[info.dtype]).reshape(info.shape)
@@ -85,12 +88,41 @@ class SafetensorsFile:
         """A digest of name, size, modification time and header; the data is not read."""
         return self._identity
 
+    def check_unchanged(self) -> None:
+        """See TensorSource. After `close` there is nothing to say."""
+        mapping = self._mapping
+        if mapping is None or not (mapping.is_lost or self._has_changed(mapping)):
+            return
+        raise CheckpointError(
+            f"{quoted(self._path.name)}: expected the file that was opened, found it changed while "
+            "in use",
+            hint="load the model again once the file is complete",
+            path=str(self._path),
+            rule="changed",
+        )
+
     def close(self) -> None:
         """Gives the mapping back as soon as no view is left."""
         self._mapping = None
+
+    def _has_changed(self, mapping: WatchedFile) -> bool:
+        """Whether the mapped file, not another of its name, has another size or was written to."""
+        if mapping.size() != len(mapping):
+            return True
+        try:
+            found = _state_of(os.stat(self._path))
+        except OSError:
+            return False
+        same_file = found[:2] == self._status[:2]
+        return same_file and found != self._status
 
     def _digest(self, header: bytes, status: os.stat_result) -> str:
         digest = hashlib.blake2b(digest_size=20)
         digest.update(header)
         digest.update(f"{self._path.name}\0{status.st_size}\0{status.st_mtime_ns}".encode())
         return digest.hexdigest()
+
+
+def _state_of(status: os.stat_result) -> tuple[int, int, int, int]:
+    """Which file it is (device, number), and what changes when it is written (size, time)."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -91,6 +91,10 @@ class PackFile:
         """The packed bytes of a matrix, mapped read-only."""
         return self._file.read(name)
 
+    def check_unchanged(self) -> None:
+        """As TensorSource's."""
+        self._file.check_unchanged()
+
     def _stale(self, rule: str) -> CheckpointError:
         return CheckpointError(
             f"{self._file.path.name}: {rule} is not what this pack should have",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +52,7 @@ class PackedModel:
         reason: why a pack is only in memory; None otherwise.
         mapped_bytes: matrices that lie in mapped files.
         heap_bytes: matrices, norms and biases that lie in this process's memory.
+        files: what the matrices are mapped from.
     """
 
     weights: DecoderWeights
@@ -61,6 +62,16 @@ class PackedModel:
     reason: str | None
     mapped_bytes: int
     heap_bytes: int
+    files: tuple[TensorSource | PackFile, ...] = ()
+
+    def check_unchanged(self) -> None:
+        """Returns if every file that the matrices are mapped from still is what was opened.
+
+        Raises:
+            CheckpointError: facts path and rule ("changed").
+        """
+        for file in self.files:
+            file.check_unchanged()
 
 
 def load_packed_model(
@@ -89,7 +100,8 @@ def load_packed_model(
         The model, or None if it was cancelled; then nothing is left behind.
 
     Raises:
-        CheckpointError: tensors are missing, superfluous, of another shape or type, or damaged.
+        CheckpointError: tensors are missing, superfluous, of another shape or type, or damaged, or
+            a file changed meanwhile.
         PlanError: not a format to pack to.
         StoreError: the pack cannot be written and memory_fallback is False. Facts: path,
             required_bytes, and free_bytes where space is missing.
@@ -109,7 +121,10 @@ def load_packed_model(
             return None
     else:
         buffers = {}
-    return _assemble(spec, source, matrices, buffers, origin, path, reason)
+    model = _assemble(spec, job, matrices, buffers, origin, path, reason)
+    # What was copied from it (norms, biases) must be of the file that was checked.
+    source.check_unchanged()
+    return model
 
 
 def _packed_buffers(
@@ -124,7 +139,7 @@ def _packed_buffers(
         return "memory", job.in_memory(), None, "no cache folder was given"
     key = pack_key(job.source.identity(), layout.key, job.matrices)
     path = cache_folder / f"{key}-{pack or 'ternary'}.safetensors"
-    opened = _open_pack(path, key, job.matrices)
+    opened = _open_pack(path, key, job)
     if opened is not None:
         return "mapped", opened, path, None
     try:
@@ -137,16 +152,17 @@ def _packed_buffers(
     return origin, buffers, path, None
 
 
-def _open_pack(path: Path, key: str, matrices: Sequence[MatrixPlan]) -> Buffers | None:
+def _open_pack(path: Path, key: str, job: _Packing) -> Buffers | None:
     """The buffers of a valid pack, or None where there is none."""
     if not path.exists():
         return None
     try:
-        file = PackFile(path, key, matrices)
+        file = PackFile(path, key, job.matrices)
     except CheckpointError as error:
         _log.warning("packing again: %s", error)
         return None
-    return {matrix.name: file.buffer(matrix.name) for matrix in matrices}
+    job.pack = file
+    return {matrix.name: file.buffer(matrix.name) for matrix in job.matrices}
 
 
 def _write_locked(path: Path, key: str, job: _Packing) -> tuple[Origin, Buffers | None]:
@@ -169,12 +185,14 @@ def _write_locked(path: Path, key: str, job: _Packing) -> tuple[Origin, Buffers 
             reason=error.strerror,
         ) from error
     try:
-        opened = _open_pack(path, key, job.matrices)
+        opened = _open_pack(path, key, job)
         if opened is not None:
             return "mapped", opened
         writer = PackWriter(path, key, job.matrices)
         try:
             done = job.run(writer.write)
+            # A pack of other bytes than its key says would be found again and again.
+            job.source.check_unchanged()
         except BaseException:
             writer.abandon()
             raise
@@ -184,7 +202,7 @@ def _write_locked(path: Path, key: str, job: _Packing) -> tuple[Origin, Buffers 
         writer.commit()
     finally:
         lock.release()
-    opened = _open_pack(path, key, job.matrices)
+    opened = _open_pack(path, key, job)
     if opened is None:
         raise StoreError(
             f"{path.name}: the pack that was just written cannot be read back",
@@ -209,6 +227,7 @@ class _Packing:
     ) -> None:
         self.source, self.layout, self.matrices = source, layout, matrices
         self.cancelled = cancelled
+        self.pack: PackFile | None = None  # once one is opened
         self._tables = {spec.embedding, spec.head.name}
         self._progress, self._threads = progress, min(max(1, threads), _MAX_THREADS)
 
@@ -266,13 +285,14 @@ def _aligned_empty(size: int) -> NDArray[np.uint8]:
 
 def _assemble(
     spec: DecoderSpec,
-    source: TensorSource,
+    job: _Packing,
     matrices: tuple[MatrixPlan, ...],
     buffers: Mapping[str, NDArray[np.uint8]],
     origin: Origin,
     path: Path | None,
     reason: str | None,
 ) -> PackedModel:
+    source = job.source
     built: dict[str, Matrix] = {}
     heap = mapped = 0
     for plan in matrices:
@@ -296,7 +316,10 @@ def _assemble(
         for value in vars(layer).values()
         if isinstance(value, np.ndarray)
     )
-    return PackedModel(weights, matrices, origin, path, reason, mapped, heap)
+    files: list[TensorSource | PackFile] = [] if job.pack is None else [job.pack]
+    if not all(plan.repacked for plan in matrices):
+        files.append(source)
+    return PackedModel(weights, matrices, origin, path, reason, mapped, heap, tuple(files))
 
 
 def _dense_bytes(source: TensorSource, plan: MatrixPlan) -> tuple[NDArray[np.uint8], bool]:

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from qh_kernels.sampler import Sampler
-from qh_runtime.errors import ContextLengthError, SessionError
+from qh_runtime.errors import ContextLengthError, KernelError, SessionError
 from qh_runtime.options import SamplingParams
 from qh_runtime.session.context import FittedPrompt, PromptBuilder
 from qh_runtime.session.decoder_protocol import SessionDecoder
@@ -28,6 +28,7 @@ from qh_runtime.session.events import (
     Token,
 )
 from qh_runtime.session.stop import StopMatcher
+from qh_runtime.session.weights_watch import WeightsWatch
 from qh_runtime.tokenizers.chat_template import ChatTemplate
 from qh_runtime.tokenizers.chat_tokenizer import ChatTokenizer
 from qh_runtime.tokenizers.template_source import TemplateKind
@@ -82,6 +83,7 @@ class NativeSession:
         tokenizer: the model's tokenizer.
         template: the model's chat template.
         info: what is loaded.
+        check_weights: raises where a file that the weights are mapped from has changed.
     """
 
     def __init__(
@@ -90,11 +92,13 @@ class NativeSession:
         tokenizer: ChatTokenizer,
         template: ChatTemplate,
         info: EngineInfo,
+        check_weights: Callable[[], None] = lambda: None,
     ) -> None:
         self._decoder = decoder
         self._tokenizer = tokenizer
         self._template = template
         self._info = info
+        self._weights = WeightsWatch(check_weights)
         self._prompts = PromptBuilder(tokenizer, template, decoder.context_length)
         self._fed: list[int] = []  # tokens given to or drawn from the decoder, in order
         self._cancelled = threading.Event()
@@ -122,6 +126,7 @@ class NativeSession:
         Raises:
             ContextLengthError: what must stay of the prompt does not fit.
             SessionError: no messages, an answer is running, or the session is closed.
+            CheckpointError: a file of the weights has changed since they were loaded.
             TemplateError, TokenizerError, KernelError: from below.
         """
         start = self._begin()
@@ -159,6 +164,8 @@ class NativeSession:
         self._closed = True
         self.cancel()
         self._decoder.close()
+        # Lets the files go with the decoder's views of them.
+        self._weights = WeightsWatch(lambda: None)
 
     def _begin(self) -> float:
         """Forget an old cancellation, now: one that comes before the first event must count."""
@@ -212,13 +219,20 @@ class NativeSession:
                 yield self._done(run, "context_full")
                 return
             sampler = self._sampler(run)
+            weights = self._weights
             try:
+                weights.now()
                 read = yield from self._prefill(run)
                 reason: StopReason = "cancelled"
                 if read:
                     reason = yield from self._decode(run, sampler, chat=chat)
+                weights.now()
             except GeneratorExit:
                 raise  # the reader has seen enough; what is in the KV cache is good
+            except KernelError:
+                self._forget()
+                weights.now()  # says more than the numbers that came of changed weights
+                raise
             except BaseException:
                 self._forget()
                 raise
@@ -302,6 +316,7 @@ class NativeSession:
             part = ids[done : done + slice_tokens]
             if not decoder.prefill(part):
                 return False
+            self._weights.after_step()
             done += len(part)
             now = time.perf_counter()
             speed = len(part) / max(now - before, 1e-9)
@@ -327,6 +342,7 @@ class NativeSession:
         blank = plain  # "Assistant:" leads to an answer that starts with a space
         while run.tokens < limit:
             token = -1 if self._cancelled.is_set() else self._decoder.next_token(sampler)
+            self._weights.after_step()
             if token < 0:
                 tail = stops.push(text_of.flush()) + stops.flush()
                 if tail:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 from pathlib import Path
@@ -187,6 +188,28 @@ def test_a_broken_checkpoint_names_the_file(home: Path, tiny_model: Path) -> Non
     done = run_qh(home, "run", "-m", str(broken), "x")
     assert done.returncode == 3
     assert b"model.safetensors" in done.stderr
+
+
+def test_weights_that_are_cut_short_meanwhile_end_the_answer_with_one_line(home: Path) -> None:
+    """And not the process with a signal; what was said before is kept."""
+    model = write_tiny_model(home / "model", max_position_embeddings=65536)
+    arguments = command("run", "-m", str(model), "--raw", "--json", "--context", "65536", "hello")
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=qh_environment(home)
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        lines = [process.stdout.readline() for _ in range(30)]
+        for path in (model / "model.safetensors", *(home / "cache").rglob("*.safetensors")):
+            os.truncate(path, 100)
+        lines += process.stdout.readlines()
+        errors = process.stderr.read()
+    assert process.returncode == 3, errors
+    assert errors.count(b"\n") == 1
+    assert b".safetensors" in errors
+    events = json_lines(b"".join(lines))
+    assert sum(x["type"] == "token" for x in events) >= 10
+    assert (events[-1]["type"], events[-1]["error"]) == ("error", "CheckpointError")
 
 
 def test_the_settings_file_and_environment_apply_in_order(home: Path, tiny_model: Path) -> None:
