@@ -137,6 +137,7 @@ def load_model(
         memory_fallback=True,
         progress=lambda done, of: report("pack", done, of),
         threads=plan.threads,
+        folder=entry.folder,
     )
     assert packed is not None  # only a cancel function, which is not given, makes it None
     notes = (f"packed weights are not kept: {packed.reason}",) if packed.reason else ()

@@ -1,7 +1,8 @@
 """The file of packed matrices: a safetensors file that is written once and mapped from then on.
 
     <key>-<format>.safetensors  key: digest of source identity, layout, formats and pack version
-    header metadata             qh_pack_version, qh_pack_key, qh_matrices (JSON), qh_samples
+    header metadata             qh_pack_version, qh_pack_key, qh_matrices (JSON), qh_samples; for
+                                `du`: qh_source (identity of the source), qh_folder (where it was)
     tensors                     U8 (nbytes,), one per matrix; every tiled one begins at a multiple
                                 of 64 bytes (their sizes are such, and dense ones come last)
 
@@ -18,7 +19,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,21 @@ from qh_runtime.checkpoints.safetensors import SafetensorsFile
 from qh_runtime.errors import CheckpointError, StoreError
 from qh_runtime.packing.matrices import MatrixPlan
 
-__all__ = ["PACK_VERSION", "PackFile", "PackWriter", "pack_key", "write_order"]
+__all__ = [
+    "FOLDER_KEY",
+    "PACK_VERSION",
+    "SOURCE_KEY",
+    "PackFile",
+    "PackWriter",
+    "pack_key",
+    "write_order",
+]
 
 # Raised whenever the bytes of any packed format change.
 PACK_VERSION = 1
+# What a pack was made from; not looked at when it is opened.
+SOURCE_KEY = "qh_source"
+FOLDER_KEY = "qh_folder"
 # The data begins on a page of its own.
 _DATA_ALIGNMENT = 4096
 # Sampled checksum: so many windows of so many bytes per tensor.
@@ -109,14 +121,22 @@ class PackWriter:
 
     Args:
         path: the final name; the temporary file lies beside it.
+        about: further metadata.
 
     Raises:
         StoreError: too little space, or the file cannot be written. Facts: path, and
             required_bytes and free_bytes where space is missing.
     """
 
-    def __init__(self, path: Path, key: str, matrices: Sequence[MatrixPlan]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        key: str,
+        matrices: Sequence[MatrixPlan],
+        about: Mapping[str, str] | None = None,
+    ) -> None:
         self._path, self._key, self._matrices = path, key, matrices
+        self._about = dict(about or {})
         self._header = self._render("0" * 32)
         self._starts: dict[str, int] = {}
         start = len(self._header)
@@ -181,6 +201,7 @@ class PackWriter:
     def _render(self, samples: str) -> bytes:
         header: dict[str, object] = {
             "__metadata__": {
+                **self._about,
                 "qh_pack_version": str(PACK_VERSION),
                 "qh_pack_key": self._key,
                 "qh_matrices": json.dumps(_described(self._matrices)),

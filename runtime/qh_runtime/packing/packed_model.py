@@ -19,9 +19,17 @@ from qh_runtime.architectures.base import DecoderSpec, LayerSpec, LinearSpec
 from qh_runtime.checkpoints.layouts import Layout
 from qh_runtime.checkpoints.layouts.dense import DenseLayout, dense_matrix, float_vector
 from qh_runtime.checkpoints.reader import TensorSource
+from qh_runtime.checkpoints.strict_json import is_text
 from qh_runtime.errors import CheckpointError, StoreError
 from qh_runtime.packing.matrices import MatrixPlan, check_tensors, plan_matrices
-from qh_runtime.packing.pack_file import PackFile, PackWriter, pack_key, write_order
+from qh_runtime.packing.pack_file import (
+    FOLDER_KEY,
+    SOURCE_KEY,
+    PackFile,
+    PackWriter,
+    pack_key,
+    write_order,
+)
 from qh_runtime.packing.rows import packed_rows
 
 __all__ = ["PackedModel", "Progress", "load_packed_model"]
@@ -85,6 +93,8 @@ def load_packed_model(
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
     threads: int = 2,
+    folder: Path | None = None,
+    kept_pack: Path | None = None,
 ) -> PackedModel | None:
     """Bring a checkpoint into the kernels' layouts; a pack is made at most once.
 
@@ -95,6 +105,8 @@ def load_packed_model(
         progress: told how far packing is; not called where nothing is packed.
         cancelled: asked about ten times a second.
         threads: workers that pack, at most 8.
+        folder: of the checkpoint; noted in a pack that is written.
+        kept_pack: a pack outside the cache that is taken if it is the one.
 
     Returns:
         The model, or None if it was cancelled; then nothing is left behind.
@@ -110,6 +122,7 @@ def load_packed_model(
     check_tensors(spec, source, layout)
     order = write_order(matrices)
     job = _Packing(source, layout, spec, order, progress, cancelled or (lambda: False), threads)
+    job.folder, job.kept_pack = folder, kept_pack
     origin: Origin = "checkpoint"
     path, reason = None, None
     buffers: Buffers | None = {}
@@ -139,9 +152,10 @@ def _packed_buffers(
         return "memory", job.in_memory(), None, "no cache folder was given"
     key = pack_key(job.source.identity(), layout.key, job.matrices)
     path = cache_folder / f"{key}-{pack or 'ternary'}.safetensors"
-    opened = _open_pack(path, key, job)
-    if opened is not None:
-        return "mapped", opened, path, None
+    for place in (job.kept_pack, path):
+        opened = None if place is None else _open_pack(place, key, job)
+        if opened is not None:
+            return "mapped", opened, place, None
     try:
         origin, buffers = _write_locked(path, key, job)
     except StoreError as error:
@@ -188,7 +202,7 @@ def _write_locked(path: Path, key: str, job: _Packing) -> tuple[Origin, Buffers 
         opened = _open_pack(path, key, job)
         if opened is not None:
             return "mapped", opened
-        writer = PackWriter(path, key, job.matrices)
+        writer = PackWriter(path, key, job.matrices, job.about())
         try:
             done = job.run(writer.write)
             # A pack of other bytes than its key says would be found again and again.
@@ -228,8 +242,17 @@ class _Packing:
         self.source, self.layout, self.matrices = source, layout, matrices
         self.cancelled = cancelled
         self.pack: PackFile | None = None  # once one is opened
+        self.folder: Path | None = None
+        self.kept_pack: Path | None = None
         self._tables = {spec.embedding, spec.head.name}
         self._progress, self._threads = progress, min(max(1, threads), _MAX_THREADS)
+
+    def about(self) -> dict[str, str]:
+        """What a pack is made from, for `du`."""
+        folder = "" if self.folder is None else str(self.folder.absolute())
+        # The header is text, and a folder's name need not be.
+        named = folder if is_text(folder) else ""
+        return {SOURCE_KEY: self.source.identity(), FOLDER_KEY: named}
 
     def in_memory(self) -> Buffers | None:
         """Packed buffers, 64-byte aligned, or None if cancelled."""

@@ -101,6 +101,50 @@ def test_the_file_is_plain_safetensors_with_aligned_tensors(checkpoint: Path, ca
         assert header[matrix.name]["data_offsets"][0] % 64 == 0
 
 
+def test_a_pack_names_what_it_was_made_from(checkpoint: Path, cache: Path) -> None:
+    from safetensors import safe_open
+
+    for folder, named in ((checkpoint, str(checkpoint)), (Path("\udcff"), ""), (None, "")):
+        path = loaded(checkpoint, cache, folder=folder).pack_path
+        assert path is not None
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata()
+        assert metadata[pack_file.SOURCE_KEY] == open_checkpoint(checkpoint).identity()
+        assert metadata[pack_file.FOLDER_KEY] == named
+        # And so it is found again, wherever it was made from.
+        assert loaded(checkpoint, cache).origin == "mapped"
+        path.unlink()
+
+
+def test_a_pack_without_a_name_for_its_source_is_read_as_before(
+    checkpoint: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    render = pack_file.PackWriter._render
+
+    def plain(self: pack_file.PackWriter, samples: str) -> bytes:
+        self._about = {}
+        return render(self, samples)
+
+    monkeypatch.setattr(pack_file.PackWriter, "_render", plain)
+    assert loaded(checkpoint, cache).origin == "written"
+    monkeypatch.undo()
+    assert loaded(checkpoint, cache).origin == "mapped"
+
+
+def test_a_pack_that_lies_elsewhere_is_taken_if_it_is_the_one(
+    checkpoint: Path, cache: Path, tmp_path: Path
+) -> None:
+    path = loaded(checkpoint, cache).pack_path
+    assert path is not None
+    kept = path.rename(tmp_path / "kept")
+    assert loaded(checkpoint, cache, kept_pack=kept).pack_path == kept
+    assert files(cache) == []
+    other = loaded(checkpoint, cache, kept_pack=kept, pack="int8")
+    assert (other.origin, len(files(cache))) == ("written", 1)
+    again = loaded(checkpoint, cache, kept_pack=tmp_path / "gone")
+    assert (again.origin, again.pack_path) == ("written", path)
+
+
 def test_each_format_and_each_state_of_the_source_has_its_own_pack(
     checkpoint: Path, cache: Path
 ) -> None:
