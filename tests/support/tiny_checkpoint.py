@@ -29,6 +29,7 @@ __all__ = [
     "TinyCase",
     "TinyCheckpoints",
     "load_oracle",
+    "memory_oracle",
     "oracle_logits",
     "oracle_tape",
     "reference_weights",
@@ -248,6 +249,19 @@ def load_oracle(folder: Path) -> Any:
     for module in model.modules():
         if hasattr(module, "weight_scale") and hasattr(module, "dtype"):
             module.dtype = torch.float32
+    return model.eval()
+
+
+def memory_oracle(config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Any:
+    """The same from a Llama config and its tensors; nothing is written."""
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.LlamaConfig(**config), dtype=torch.float32, attn_implementation="eager"
+    )
+    state = {name: torch.from_numpy(np.array(values)) for name, values in tensors.items()}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert missing == (["lm_head.weight"] if config["tie_word_embeddings"] else [])
+    model.tie_weights()
     return model.eval()
 
 
