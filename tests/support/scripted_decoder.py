@@ -34,6 +34,7 @@ class ScriptedDecoder:
         self.cancelled = False
         self.closed = False
         self.fail_in: str | None = None
+        self.last_logits = np.arange(vocab_size, dtype=np.float32)
         self.prefills: list[list[int]] = []
         self.on_token: Callable[[int], None] = lambda drawn: None
         self.drawn = 0
@@ -81,6 +82,12 @@ class ScriptedDecoder:
         self.drawn += 1
         self.pending = self.script.pop(0)
         return self.pending
+
+    def logits(self) -> NDArray[np.float32]:
+        """A copy of what the test set."""
+        assert not self.closed
+        assert self.has_logits
+        return self.last_logits.copy()
 
     def truncate(self, position: int) -> None:
         """Forget from position on."""

@@ -85,7 +85,7 @@ def _read_section(
         return RopeSpec(theta=theta, scaling="linear", factor=factor)
     low = section.number("low_freq_factor", None, 1e-3, _MAX_FACTOR)
     high = section.number("high_freq_factor", None, 1e-3, _MAX_FACTOR)
-    if high <= low:
+    if np.float32(high) <= np.float32(low):
         raise section.refuse("high_freq_factor", f"more than low_freq_factor ({low:g})")
     length = section.integer(
         "original_max_position_embeddings", max_position_embeddings, 1, _MAX_POSITIONS

@@ -38,6 +38,10 @@ class SessionDecoder(Protocol):
         """Append tokens, int32 (n,), n >= 1; False when cancelled, `position` tells how far."""
         ...
 
+    def logits(self) -> NDArray[np.float32]:
+        """A copy of the logits after the last token, float32 (vocab_size,), all finite."""
+        ...
+
     def next_token(self, sampler: Sampler) -> int:
         """Draw the next token, -1 when cancelled; it enters the cache in the next call."""
         ...

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from qh_kernels.sampler import Sampler
-from qh_runtime.errors import ContextLengthError, KernelError, SessionError
+from qh_runtime.errors import CheckpointError, ContextLengthError, KernelError, SessionError
 from qh_runtime.options import SamplingParams
 from qh_runtime.session.context import FittedPrompt, PromptBuilder
 from qh_runtime.session.decoder_protocol import SessionDecoder
@@ -126,7 +126,8 @@ class NativeSession:
         Raises:
             ContextLengthError: what must stay of the prompt does not fit.
             SessionError: no messages, an answer is running, or the session is closed.
-            CheckpointError: a file of the weights has changed since they were loaded.
+            CheckpointError: a file of the weights has changed since they were loaded, or they
+                make no difference between tokens.
             TemplateError, TokenizerError, KernelError: from below.
         """
         start = self._begin()
@@ -325,9 +326,26 @@ class NativeSession:
             if done < len(prompt) and now - shown >= _PROGRESS_S:
                 shown = now
                 yield PromptProgress(done, len(prompt), reused)
+        self._check_logits()
         run.clock.prefill_end = time.perf_counter()
         yield PromptProgress(done, len(prompt), reused)
         return True
+
+    def _check_logits(self) -> None:
+        """Refuse weights that make every token as likely as any other.
+
+        Zeros where weights should be do that; what would be drawn looks like an answer and is dice.
+        """
+        logits = self._decoder.logits()
+        lowest = float(logits.min())
+        if len(logits) > 1 and lowest == float(logits.max()):
+            raise CheckpointError(
+                f"model {self._info.name}: expected logits that differ from token to token, found "
+                f"{lowest:g} for all {len(logits)}",
+                hint="its weights are damaged or empty; fetch them again",
+                rule="logits",
+                found=lowest,
+            )
 
     def _decode(self, run: _Run, sampler: Sampler, *, chat: bool) -> _Steps[StopReason]:
         """Draw tokens until something ends the answer."""

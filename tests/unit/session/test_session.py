@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from qh_kernels.errors import KernelError
-from qh_runtime.errors import ContextLengthError, SessionError, TemplateError
+from qh_runtime.errors import CheckpointError, ContextLengthError, SessionError, TemplateError
 from qh_runtime.options import SamplingParams
 from qh_runtime.session.events import (
     ContextTrimmed,
@@ -99,6 +99,20 @@ def test_answer_and_its_statistics(stand: Stand) -> None:
     assert events[0] == PromptProgress(0, len(prompt), 0)
     assert events[1] == PromptProgress(len(prompt), len(prompt), 0)
     assert stand.session.count_tokens(HELLO) == len(prompt)
+
+
+@pytest.mark.parametrize("value", [0.0, -2.5, 3e38])
+def test_weights_that_make_no_difference_are_refused(stand: Stand, value: float) -> None:
+    stand.say("never")
+    stand.decoder.last_logits[:] = value
+    with pytest.raises(CheckpointError) as error:
+        list(stand.session.generate(HELLO, GREEDY))
+    assert (error.value.facts["rule"], error.value.facts["found"]) == (
+        "logits",
+        pytest.approx(value),
+    )
+    stand.decoder.last_logits[3] = 1.0
+    assert _text(list(stand.session.generate(HELLO, GREEDY))) == "never"
 
 
 def test_kv_prefix_is_kept_between_turns(stand: Stand) -> None:
