@@ -7,19 +7,17 @@ numbers, so what was shown is what is allocated.
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from qh_runtime.architectures import DecoderSpec, decoder_shape, spec_from_config
-from qh_runtime.checkpoints import TensorSource, open_checkpoint, read_config
-from qh_runtime.checkpoints.layouts import Layout, layout_for
+from qh_runtime.architectures import decoder_shape
+from qh_runtime.checkpoints import open_checkpoint, read_config
 from qh_runtime.hardware.profile import HardwareProfile
 from qh_runtime.options import LoadOptions
-from qh_runtime.packing import MatrixPlan, load_packed_model, plan_matrices
-from qh_runtime.planner.plan import Plan, WeightFormats, make_plan
+from qh_runtime.packing import load_packed_model
+from qh_runtime.planned_model import PlannedModel, plan_checkpoint
 from qh_runtime.session.events import Engine, EngineInfo
 from qh_runtime.store.entry import ModelEntry
 
@@ -50,27 +48,6 @@ class LoadProgress:
 OnLoadProgress = Callable[[LoadProgress], None]
 
 
-@dataclass(frozen=True)
-class PlannedModel:
-    """A model whose files were checked and whose memory was added up, with no weights read."""
-
-    spec: DecoderSpec
-    source: TensorSource
-    layout: Layout
-    matrices: tuple[MatrixPlan, ...]
-    plan: Plan
-
-    @property
-    def format(self) -> str:
-        """The weight format that most bytes of the linear layers are in."""
-        tables = (self.spec.embedding, self.spec.head.name)
-        sizes: Counter[str] = Counter()
-        for matrix in self.matrices:
-            if matrix.name not in tables:
-                sizes[matrix.format] += matrix.nbytes
-        return sizes.most_common(1)[0][0]
-
-
 def plan_model(entry: ModelEntry, options: LoadOptions, profile: HardwareProfile) -> PlannedModel:
     """Return what loading this model would take; reads config and tensor headers only.
 
@@ -81,12 +58,7 @@ def plan_model(entry: ModelEntry, options: LoadOptions, profile: HardwareProfile
         PlanError: the options cannot be met by any memory.
     """
     config = read_config(entry.folder).model
-    spec = spec_from_config(config)
-    layout = layout_for(config)
-    source = open_checkpoint(entry.folder)
-    matrices = plan_matrices(spec, source, layout, options.pack)
-    plan = make_plan(spec, _weight_formats(spec, matrices), profile, options)
-    return PlannedModel(spec, source, layout, matrices, plan)
+    return plan_checkpoint(config, lambda: open_checkpoint(entry.folder), options, profile)
 
 
 def load_model(
@@ -126,7 +98,7 @@ def load_model(
     tokenizer = load_tokenizer(entry.folder)
     template = load_chat_template(entry.folder, tokenizer)
 
-    total = sum(x.nbytes for x in planned.matrices if x.repacked)
+    total = planned.packed_bytes
     report("pack", 0, total)
     packed = load_packed_model(
         spec,
@@ -176,15 +148,3 @@ def load_model(
     )
     report("ready")
     return NativeSession(decoder, tokenizer, template, info, packed.check_unchanged)
-
-
-def _weight_formats(spec: DecoderSpec, matrices: Sequence[MatrixPlan]) -> WeightFormats:
-    """The planned matrices in the planner's words, each named, so none is guessed."""
-    by_name = {x.name: x.format for x in matrices}
-    embedding = by_name[spec.embedding]
-    return WeightFormats(
-        linear=by_name[spec.layers[0].q.name],
-        embedding=embedding,
-        head=embedding if spec.tied_head else by_name[spec.head.name],
-        overrides=by_name,
-    )
