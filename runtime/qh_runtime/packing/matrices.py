@@ -14,11 +14,12 @@ Rules, in one place:
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qh_runtime.architectures.base import DecoderSpec, LinearSpec
 from qh_runtime.checkpoints.layouts import Layout
-from qh_runtime.checkpoints.layouts.dense import DenseLayout
+from qh_runtime.checkpoints.layouts.dense import DenseLayout, check_shape, dense_format
 from qh_runtime.checkpoints.reader import TensorSource
 from qh_runtime.checkpoints.strict_json import quoted
 from qh_runtime.errors import CheckpointError, PlanError
@@ -94,31 +95,28 @@ def plan_matrices(
 
 
 def check_tensors(spec: DecoderSpec, source: TensorSource, layout: Layout) -> None:
-    """Return normally if every tensor of the source has its place in the spec.
+    """Return normally if spec and source have the same tensors, as far as headers tell.
 
-    A tensor without one (a bias that the config denies, a layer too many) means that the model
-    would not compute what its weights were trained for.
+    Matrices are the part of `plan_matrices`; here every norm and bias must be there with its shape
+    and a float type, and every tensor of the source must have its place in the spec. One without a
+    place (a bias that the config denies, a layer too many) means that the model would not compute
+    what its weights were trained for.
 
     Raises:
-        CheckpointError: facts tensor.
+        CheckpointError: facts tensor, and expected and found for a shape.
+        UnsupportedTensorError: not a float type that is read. Facts: tensor, dtype.
     """
-    used = {f"{spec.embedding}.weight", spec.final_norm}
+    used = {f"{spec.embedding}.weight"}
     if not spec.tied_head:
         used.add(f"{spec.head.name}.weight")
     for layer in spec.layers:
         for linear in layer.linears:
             used.update(layout.tensors_of(source, linear.name))
-            if linear.bias:
-                used.add(f"{linear.name}.bias")
-        norms = (
-            layer.attention_norm,
-            layer.mlp_norm,
-            layer.q_norm,
-            layer.k_norm,
-            layer.attention_sub_norm,
-            layer.mlp_sub_norm,
-        )
-        used.update(name for name in norms if name is not None)
+    for name, size in _vectors(spec):
+        info = source.info(name)
+        dense_format(info)
+        check_shape(info, (size,))
+        used.add(name)
     for name in source.names():
         tied_copy = spec.tied_head and name == _HEAD
         if name not in used and not tied_copy and not _IGNORED.search(name):
@@ -128,6 +126,25 @@ def check_tensors(spec: DecoderSpec, source: TensorSource, layout: Layout) -> No
                 "that are not supported",
                 tensor=name,
             )
+
+
+def _vectors(spec: DecoderSpec) -> Iterator[tuple[str, int]]:
+    """(tensor, size) of every norm and bias."""
+    for layer in spec.layers:
+        for linear in layer.linears:
+            if linear.bias:
+                yield f"{linear.name}.bias", linear.out_features
+        for norm, size in (
+            (layer.attention_norm, spec.hidden_size),
+            (layer.mlp_norm, spec.hidden_size),
+            (layer.q_norm, spec.head_dim),
+            (layer.k_norm, spec.head_dim),
+            (layer.attention_sub_norm, spec.num_attention_heads * spec.head_dim),
+            (layer.mlp_sub_norm, spec.intermediate_size),
+        ):
+            if norm is not None:
+                yield norm, size
+    yield spec.final_norm, spec.hidden_size
 
 
 def _plan(linear: LinearSpec, source: TensorSource, layout: Layout, pack: str | None) -> MatrixPlan:

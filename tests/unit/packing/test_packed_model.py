@@ -271,6 +271,23 @@ def test_another_type_is_named(name: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("name", [x for x in _KINDS if "norm" in x or "bias" in x])
+@pytest.mark.parametrize("what", ["missing", "shape", "type"])
+def test_a_norm_or_bias_is_refused_before_anything_is_packed(
+    name: str, what: str, tmp_path: Path
+) -> None:
+    tensors = random_tensors(_SPEC)
+    dtype, array = tensors.pop(name)
+    if what == "shape":
+        tensors[name] = (dtype, array[:-1])
+    elif what == "type":
+        tensors[name] = ("U8", np.ones(array.shape, np.uint8))
+    with pytest.raises(CheckpointError) as error:
+        load(_SPEC, tensors, pack="int8", cache_folder=tmp_path)
+    assert error.value.facts["tensor"] == name
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [x for x in _KINDS if "norm" in x or "bias" in x])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_norms_and_biases_must_be_finite(name: str, value: float) -> None:
     tensors = random_tensors(_SPEC, dtype="F32")
