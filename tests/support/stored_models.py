@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
+from array import array
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 from qh_runtime.store.layout import StoreLayout
 from qh_runtime.store.manifest import Manifest, StoredFile, write_manifest
+from qh_runtime.store.part import CHUNK_BYTES, write_checks
 from qh_runtime.store.snapshot import link_snapshot
 
 __all__ = ["folder_files", "put_blob", "store_model"]
@@ -23,6 +26,8 @@ def put_blob(layout: StoreLayout, data: bytes) -> str:
     if not blob.exists():
         blob.write_bytes(data)
         blob.chmod(0o444)
+        chunks = (data[x : x + CHUNK_BYTES] for x in range(0, len(data), CHUNK_BYTES))
+        write_checks(layout, sha256, len(data), array("I", map(zlib.crc32, chunks)))
     return sha256
 
 

@@ -1,14 +1,16 @@
-"""The lock of the whole store: held for moments, while manifests and blobs are put together."""
+"""The lock of the whole store, held for moments while manifests and blobs are put together; and
+whether anybody holds the lock of a single file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from qh_runtime.errors import StoreError
 from qh_runtime.store.layout import StoreLayout
 
-__all__ = ["store_lock"]
+__all__ = ["store_lock", "unused", "unused_key"]
 
 # Nobody downloads, hashes or copies under this lock.
 _TIMEOUT_S = 60.0
@@ -42,5 +44,39 @@ def store_lock(layout: StoreLayout, timeout_s: float = _TIMEOUT_S) -> Iterator[N
         ) from error
     try:
         yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def unused_key(layout: StoreLayout, key: str) -> Iterator[bool]:
+    """Hold the lock of one file if nobody else does; yields whether nobody does.
+
+    The caller holds the store's lock, so a lock that was never made is not taken meanwhile.
+
+    Raises:
+        StoreError: not a key.
+    """
+    path = layout.lock(key)
+    if not path.exists():
+        yield True
+        return
+    with unused(path) as free:
+        yield free
+
+
+@contextmanager
+def unused(lock_file: Path) -> Iterator[bool]:
+    """Hold a lock if nobody else does; yields whether nobody does."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError):
+        yield False
+        return
+    try:
+        yield True
     finally:
         lock.release()

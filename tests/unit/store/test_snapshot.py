@@ -82,7 +82,7 @@ def test_removing_leaves_blobs_and_what_links_lead_to(layout: StoreLayout) -> No
     remove_snapshot(layout, "org/model")
     remove_snapshot(layout, "org/model")
     assert not layout.snapshot("org/model").exists()
-    assert len(list(layout.blobs.iterdir())) == 3
+    assert len(list(layout.blobs.iterdir())) == 6
 
 
 def test_the_lock_has_one_holder_and_dies_with_it(layout: StoreLayout) -> None:
