@@ -50,20 +50,19 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
         TokenizerError: a file is missing, malformed, or makes the tokenizers library fail. Facts:
             path and field, or what and cause.
     """
-    path = folder / "tokenizer.json"
-    data = read_tokenizer_file(path)
-    config = _optional(folder / "tokenizer_config.json")
-    tokenizer = convert_panic(lambda: Tokenizer.from_file(str(path)), "load")
+    data, text = read_tokenizer_file(folder)
+    config = read_json_object(folder, "tokenizer_config.json")
+    tokenizer = convert_panic(lambda: Tokenizer.from_str(text), "load")
     # A file may ask to cut texts short or pad them; a chat wants neither.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     _probe(tokenizer)
-    special = _special_tokens(config, _optional(folder / "special_tokens_map.json"))
+    special = _special_tokens(config, read_json_object(folder, "special_tokens_map.json"))
     eos = _eos_ids(
         tokenizer,
         special,
-        _optional(folder / "generation_config.json"),
-        _optional(folder / "config.json"),
+        read_json_object(folder, "generation_config.json"),
+        read_json_object(folder, "config.json"),
     )
     special = {role: token for role, token in special.items() if _known(tokenizer, token)}
     extra = _extra_special(config)
@@ -82,10 +81,6 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
         ids = result.encode_text(probe)
         result.decode(ids)
     return result
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json_object(path) if path.is_file() else {}
 
 
 def _known(tokenizer: Tokenizer, token: str) -> bool:

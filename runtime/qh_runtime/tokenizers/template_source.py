@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from qh_runtime.errors import TemplateError
-from qh_runtime.tokenizers.tokenizer_file import read_json_object
+from qh_runtime.errors import TemplateError, TokenizerError
+from qh_runtime.tokenizers.tokenizer_file import read_file, read_json_object
 
 __all__ = ["MAX_SOURCE_BYTES", "PLAIN_SOURCE", "TemplateSource", "find_template", "portable_source"]
 
@@ -55,38 +55,23 @@ def find_template(folder: Path) -> TemplateSource:
         TemplateError: unreadable, too large, or of a wrong type. Facts: reason, template.
         TokenizerError: tokenizer_config.json is malformed.
     """
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return TemplateSource("file", path.name, _read_source(path))
-    config = folder / "tokenizer_config.json"
-    if config.is_file():
-        value = read_json_object(config).get("chat_template")
+    text = _read_source(folder, "chat_template.jinja")
+    if text is not None:
+        return TemplateSource("file", "chat_template.jinja", text)
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        value = read_json_object(folder, name).get("chat_template")
         if value is not None:
-            return _checked(TemplateSource("config", config.name, _choose(value, config.name)))
-    path = folder / "chat_template.json"
-    if path.is_file():
-        value = read_json_object(path).get("chat_template")
-        if value is not None:
-            return _checked(TemplateSource("config", path.name, _choose(value, path.name)))
+            return _checked(TemplateSource("config", name, _choose(value, name)))
     return TemplateSource("plain", "plain transcript", PLAIN_SOURCE)
 
 
-def _read_source(path: Path) -> str:
+def _read_source(folder: Path, name: str) -> str | None:
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_SOURCE_BYTES + 1)
-        text = raw.decode("utf-8")
-    except OSError as error:
-        raise _bad(path.name, f"cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        if len(raw) <= MAX_SOURCE_BYTES:
-            raise _bad(
-                path.name, f"expected UTF-8, found byte {error.start} that is not"
-            ) from error
-        text = ""
-    if len(raw) > MAX_SOURCE_BYTES:
-        raise _too_large(path.name, "more")
-    return text
+        return read_file(folder, name, MAX_SOURCE_BYTES)
+    except TokenizerError as error:
+        if error.facts["field"] == "file size":
+            raise _too_large(name, str(error.facts["found"])) from error
+        raise _bad(name, error.message.removeprefix(f"{name}: ")) from error
 
 
 def _choose(value: object, name: str) -> str:

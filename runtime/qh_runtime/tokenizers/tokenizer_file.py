@@ -10,10 +10,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from qh_runtime.checkpoints.files import read_small_file, resolve_file
 from qh_runtime.checkpoints.strict_json import parse_object
 from qh_runtime.errors import CheckpointError, TokenizerError
 
-__all__ = ["MAX_FILE_BYTES", "check_tokenizer", "read_json_object", "read_tokenizer_file"]
+__all__ = [
+    "MAX_FILE_BYTES",
+    "check_tokenizer",
+    "read_file",
+    "read_json_object",
+    "read_tokenizer_file",
+]
 
 MAX_FILE_BYTES = 64 << 20
 MAX_SIDE_FILE_BYTES = 4 << 20  # tokenizer_config.json holds a chat template of up to 256 KiB
@@ -34,62 +41,81 @@ def _fail(path: Path, field: str, expected: str, found: object) -> TokenizerErro
     )
 
 
-def read_json_object(path: Path, limit_bytes: int = MAX_SIDE_FILE_BYTES) -> dict[str, Any]:
-    """Return the JSON object in a file.
+def read_file(folder: Path, name: str, limit_bytes: int) -> str | None:
+    """Return the text of a file of a model folder, None where it has no such entry.
 
     Args:
-        path: the file.
         limit_bytes: larger files are refused unread.
 
     Raises:
-        TokenizerError: unreadable, too large, not UTF-8, not JSON, too deep, or not an object.
-            Facts: path, field, expected, found.
+        TokenizerError: a link that leaves the folder or leads nowhere, no regular file, unreadable,
+            too large, or not UTF-8. Facts: path, field, expected, found.
     """
+    path = folder / name
+    if not path.exists() and not path.is_symlink():
+        return None
     try:
-        size = path.stat().st_size
-        if size > limit_bytes:
-            raise _fail(path, "file size", f"at most {limit_bytes} bytes", f"{size} bytes")
-        with path.open("rb") as file:
-            raw = file.read(limit_bytes + 1)
-    except OSError as error:
-        raise TokenizerError(
-            f"{path.name}: cannot be read: {error.strerror or error}",
-            hint="check the file and its permissions",
-            path=str(path),
-            field="file",
-            expected="a readable file",
-            found=str(error),
-        ) from error
-    if len(raw) > limit_bytes:
-        raise _fail(path, "file size", f"at most {limit_bytes} bytes", "more")
-    try:
-        text = raw.decode("utf-8-sig")
-        return parse_object(text, path.name, path=path, max_depth=None)
-    except UnicodeDecodeError as error:
-        raise _fail(path, "content", "a JSON object", str(error)[:200]) from error
+        raw = read_small_file(resolve_file(folder, name), limit_bytes)
     except CheckpointError as error:
-        field = "nesting" if error.facts["rule"] == "depth" else "content"
-        raise _fail(path, field, "a strict JSON object", error.message[:200]) from error
+        raise TokenizerError(
+            error.message,
+            hint=error.hint or "download the file again",
+            path=str(path),
+            field="file size" if "expected" in error.facts else "file",
+            expected=error.facts.get("expected", "a readable file of the folder"),
+            found=error.facts.get("found", error.message),
+        ) from error
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        found = f"byte {error.start} that is not"
+        raise _fail(path, "content", "UTF-8", found) from error
 
 
-def read_tokenizer_file(path: Path) -> dict[str, Any]:
-    """Return the parsed and checked tokenizer.json.
+def read_json_object(
+    folder: Path, name: str, limit_bytes: int = MAX_SIDE_FILE_BYTES
+) -> dict[str, Any]:
+    """Return the JSON object in a file of a model folder; {} where it has no such entry.
+
+    Raises:
+        TokenizerError: as `read_file`, or not JSON, too deep, or not an object. Facts: path, field,
+            expected, found.
+    """
+    text = read_file(folder, name, limit_bytes)
+    return {} if text is None else _object_in(text, folder / name)
+
+
+def read_tokenizer_file(folder: Path) -> tuple[dict[str, Any], str]:
+    """Return the checked tokenizer.json of a model folder, parsed and as the text it is.
+
+    Whoever needs the file again takes the text: by then the file may be another one.
 
     Raises:
         TokenizerError: missing, or breaks a rule. Facts: path, field, expected, found.
     """
-    if not path.is_file():
+    path = folder / "tokenizer.json"
+    text = read_file(folder, path.name, MAX_FILE_BYTES)
+    if text is None:
         raise TokenizerError(
-            f"{path.parent.name}: expected tokenizer.json, found none",
+            f"{folder.name}: expected tokenizer.json, found none",
             hint="export the tokenizer in its fast form (tokenizer.json) into the model folder",
             path=str(path),
             field="file",
             expected="tokenizer.json",
             found=None,
         )
-    data = read_json_object(path, MAX_FILE_BYTES)
+    data = _object_in(text, path)
     check_tokenizer(data, path)
-    return data
+    return data, text
+
+
+def _object_in(text: str, path: Path) -> dict[str, Any]:
+    try:
+        return parse_object(text, path.name, path=path, max_depth=None)
+    except CheckpointError as error:
+        field = "nesting" if error.facts["rule"] == "depth" else "content"
+        reason = error.message.removeprefix(f"{path.name}: ")[:200]
+        raise _fail(path, field, "a strict JSON object", reason) from error
 
 
 def check_tokenizer(data: dict[str, Any], path: Path) -> None:
