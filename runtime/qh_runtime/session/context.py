@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qh_runtime.errors import ContextLengthError, SessionError
+from qh_runtime.errors import ContextLengthError, SessionError, TemplateError
 from qh_runtime.options import ContextPolicy
 from qh_runtime.session.events import Message
 from qh_runtime.tokenizers.chat_template import ChatTemplate
@@ -81,7 +81,7 @@ class PromptBuilder:
             SessionError: no messages.
             ContextLengthError: with "drop", what must stay does not fit. Facts: prompt_tokens,
                 context_length.
-            TemplateError, TokenizerError: as `ids`.
+            TemplateError, TokenizerError: as `ids`, and for a template that writes nothing.
         """
         if not messages:
             raise SessionError(
@@ -91,6 +91,14 @@ class PromptBuilder:
                 found=0,
             )
         ids = self.ids(messages)
+        if not ids:
+            raise TemplateError(
+                f"{self._template.name}: expected a prompt of at least one token, found an empty "
+                "text",
+                hint="correct the template, or use --raw to continue text without it",
+                template=self._template.name,
+                reason="empty",
+            )
         room = self._context_length - 1  # at least one token of an answer
         if policy == "stop":
             return FittedPrompt(ids, fits=len(ids) <= room)

@@ -114,6 +114,11 @@ class ChatTemplate:
         """Where the template is from; "plain" means the model has none."""
         return self._source.kind
 
+    @property
+    def name(self) -> str:
+        """The file it is from, for messages."""
+        return self._source.name
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

@@ -13,7 +13,7 @@ import pytest
 
 from qh_kernels.errors import KernelError
 from qh_runtime.errors import CheckpointError, ContextLengthError, SessionError, TemplateError
-from qh_runtime.options import SamplingParams
+from qh_runtime.options import ContextPolicy, SamplingParams
 from qh_runtime.session.events import (
     ContextTrimmed,
     Done,
@@ -99,6 +99,19 @@ def test_answer_and_its_statistics(stand: Stand) -> None:
     assert events[0] == PromptProgress(0, len(prompt), 0)
     assert events[1] == PromptProgress(len(prompt), len(prompt), 0)
     assert stand.session.count_tokens(HELLO) == len(prompt)
+
+
+@pytest.mark.parametrize("policy", ["drop", "stop"])
+def test_a_template_that_writes_nothing_is_named(tmp_path: Path, policy: ContextPolicy) -> None:
+    stand = Stand(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{# nothing #}")
+    template = load_chat_template(tmp_path, stand.tokenizer)
+    session = NativeSession(stand.decoder, stand.tokenizer, template, stand.session.info)
+    assert session.count_tokens(HELLO) == 0
+    with pytest.raises(TemplateError) as error:
+        list(session.generate(HELLO, SamplingParams(context_policy=policy)))
+    assert error.value.facts["template"] == "chat_template.jinja"
+    assert error.value.hint
 
 
 @pytest.mark.parametrize("value", [0.0, -2.5, 3e38])
