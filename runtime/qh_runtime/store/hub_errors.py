@@ -9,7 +9,7 @@ from qh_runtime.errors import DownloadError, ModelNotFoundError, QhError, StoreE
 from qh_runtime.store.hub_session import AnswerRefused
 from qh_runtime.store.transfer import FetchOptions
 
-__all__ = ["gated_error", "hub_failure", "retry_delay_s", "unsound"]
+__all__ = ["hub_failure", "retry_delay_s", "terms_failure", "unsound"]
 
 _TOKEN_HINT = "run: hf auth login (or set HF_TOKEN)"
 _RETRIED = (408, 429, 500, 502, 503, 504)
@@ -26,8 +26,12 @@ def unsound(repo: str, message: str, **facts: Any) -> StoreError:
     )
 
 
-def gated_error(repo: str, endpoint: str) -> StoreError:
-    """The error for terms that are not accepted, or a token that is not given."""
+def terms_failure(error: DownloadError, repo: str, endpoint: str, gated: bool) -> StoreError | None:
+    """The error to raise in place of a refused download, if terms are what it was refused for."""
+    return _gated(repo, endpoint) if gated and error.facts.get("status") in (401, 403) else None
+
+
+def _gated(repo: str, endpoint: str) -> StoreError:
     return StoreError(
         f"{repo}: its files are given out only to those who accepted its terms",
         hint=f"accept them on {endpoint}/{repo} with your account there, then {_TOKEN_HINT}",
@@ -61,7 +65,7 @@ def hub_failure(error: Exception, repo: str, revision: str, endpoint: str) -> Qh
             f"{repo}: {endpoint}: {error}", hint="do not use this hub", rule="answer", **facts
         )
     if isinstance(error, errors.GatedRepoError):
-        return gated_error(repo, endpoint)
+        return _gated(repo, endpoint)
     if isinstance(error, errors.RepositoryNotFoundError):
         return ModelNotFoundError(
             f"{repo}: expected a model on {endpoint}, found none that may be seen",
