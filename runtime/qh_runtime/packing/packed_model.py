@@ -30,6 +30,7 @@ from qh_runtime.packing.pack_file import (
     pack_key,
     write_order,
 )
+from qh_runtime.packing.released_pages import release_pages
 from qh_runtime.packing.rows import packed_rows
 
 __all__ = ["PackedModel", "Progress", "load_packed_model"]
@@ -135,6 +136,9 @@ def load_packed_model(
     else:
         buffers = {}
     model = _assemble(spec, job, matrices, buffers, origin, path, reason)
+    # Again: the system maps up to 2 MB around a norm that is read.
+    for matrix in order:
+        job.release(matrix)
     # What was copied from it (norms, biases) must be of the file that was checked.
     source.check_unchanged()
     return model
@@ -274,11 +278,11 @@ class _Packing:
         done_bytes = {matrix.name: 0 for matrix in self.matrices}
 
         def pack_one(matrix: MatrixPlan) -> None:
-            layout = DenseLayout() if matrix.name in self._tables else self.layout
-            weights = layout.linear(self.source, matrix.name, matrix.shape)
+            weights = self._layout(matrix).linear(self.source, matrix.name, matrix.shape)
             for offset, data in packed_rows(matrix.name, weights, matrix.format, stop.is_set):
                 write(matrix.name, offset, data)
                 done_bytes[matrix.name] += data.nbytes
+            self.release(matrix)
 
         with ThreadPoolExecutor(self._threads, thread_name_prefix="pack") as pool:
             # Largest first, so that the threads end together.
@@ -298,6 +302,14 @@ class _Packing:
                 for future in pending:
                     future.cancel()
         return True
+
+    def release(self, matrix: MatrixPlan) -> None:
+        """Let go of the memory of the checkpoint's tensors that a matrix is packed from."""
+        for tensor in self._layout(matrix).tensors_of(self.source, matrix.name):
+            release_pages(self.source.read(tensor))
+
+    def _layout(self, matrix: MatrixPlan) -> Layout:
+        return DenseLayout() if matrix.name in self._tables else self.layout
 
 
 def _aligned_empty(size: int) -> NDArray[np.uint8]:
