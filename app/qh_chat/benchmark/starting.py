@@ -16,6 +16,9 @@ from qh_runtime.errors import SessionError
 
 __all__ = ["StartRow", "measure_start"]
 
+# A first sentence: some twenty tokens of a tokenizer as `write_bitnet_folder` makes it.
+_PROMPT = "abcd abcd abcd abcd"
+
 
 @dataclass(frozen=True)
 class StartRow:
@@ -71,7 +74,7 @@ def measure_start(
     """
     command = [sys.executable, "-m", "qh_chat", "run", "-m", str(folder), "--json", "--offline"]
     command += ["--raw", "--max-tokens", "8", "--temp", "0", "--threads", str(threads)]
-    command += ["--context", str(context_length), "abcd " * (context_length // 8)]
+    command += ["--context", str(context_length), _PROMPT]
     environment = {**os.environ, "QH_HOME": str(home)}
     # The child must find the same packages, whether installed or run from a source tree.
     environment["PYTHONPATH"] = os.pathsep.join(x for x in sys.path if x)

@@ -110,6 +110,8 @@ def test_json_of_a_quick_run(home: Path) -> None:
     assert {row["shape"] for row in speed} >= set(SHAPES)
     assert all(set(row) >= SPEED_KEYS for row in speed)
     assert all(row["gb_per_s"] > 0 for row in report["roofline"]["read_bandwidth"])
-    warm = next(x for x in starts if (x["shape"], x["state"]) == ("bitnet-2b-4t", "warm"))
-    assert warm["rss_over_plan"] == pytest.approx(1, abs=0.02)
+    # The rest of the cache that so short a prompt leaves untouched is below 2 % of the plan.
+    for state in ("cold", "warm"):
+        start = next(x for x in starts if (x["shape"], x["state"]) == ("bitnet-2b-4t", state))
+        assert start["rss_over_plan"] == pytest.approx(1, abs=0.04), state
     assert not list((home / "cache").glob("qh-bench-*")), "the checkpoint is removed again"
