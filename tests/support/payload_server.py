@@ -230,7 +230,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._short_answer(Fault(status=416, headers={"Content-Range": f"bytes */{size}"}))
                 return
         self.send_response(status)
-        self.send_header("Content-Type", "application/octet-stream")
+        if "Content-Type" not in fault.more_headers:
+            self.send_header("Content-Type", "application/octet-stream")
         self.send_header("ETag", etag)
         if status == 206:
             self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{size}")
@@ -263,7 +264,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._write(request, fault, block[: fault.drop_after - request.sent_bytes])
                 self._drop(fault.reset)
                 return
-            if fault.stall_after is not None and request.sent_bytes >= fault.stall_after:
+            if (
+                fault.stall_after is not None
+                and request.sent_bytes + len(block) > fault.stall_after
+            ):
+                self._write(request, fault, block[: fault.stall_after - request.sent_bytes])
                 payload.closing.wait(fault.stall_s)
                 self._drop(False)
                 return

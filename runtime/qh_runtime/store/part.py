@@ -24,7 +24,7 @@ import struct
 import threading
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from qh_runtime.errors import StoreError
@@ -37,6 +37,7 @@ __all__ = [
     "check_space",
     "chunk_checks",
     "disk_errors",
+    "read_all",
     "write_checks",
 ]
 
@@ -164,7 +165,7 @@ class Part:
         length = self._lengths[index]
         view = buffer[:length]
         with disk_errors("read", self.path, self.missing_bytes):
-            found = _read_all(self._file, view, index * CHUNK_BYTES)
+            found = read_all(self._file, view, index * CHUNK_BYTES)
         if length and (found < length or (check and zlib.crc32(view) != self._crcs[index])):
             with self._lock:
                 self._set(index, 0, 0)
@@ -274,7 +275,7 @@ class Part:
         return True
 
 
-def write_checks(layout: StoreLayout, sha256: str, size: int, crcs: array[int]) -> None:
+def write_checks(layout: StoreLayout, sha256: str, size: int, crcs: Sequence[int]) -> None:
     """Write the CRC-32 of every MiB of a blob beside it.
 
         magic 8s | chunk_bytes u32 | count u32 | size u64 | CRC-32 u32 * count | CRC-32 of all u32
@@ -376,7 +377,8 @@ def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
         done += written
 
 
-def _read_all(descriptor: int, buffer: memoryview, offset: int) -> int:
+def read_all(descriptor: int, buffer: memoryview, offset: int) -> int:
+    """Fill a buffer from a place in a file; returns the bytes read, fewer at its end."""
     done = 0
     while done < len(buffer):
         count = os.preadv(descriptor, [buffer[done:]], offset + done)

@@ -91,11 +91,10 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-class Wire(io.RawIOBase):
-    """A connected socket as a raw stream; http.client reads and writes through it."""
+class Wire:
+    """A connected socket; http.client reads and writes through it."""
 
     def __init__(self, sock: socket.socket, idle_s: float, stopped: Callable[[], bool]) -> None:
-        super().__init__()
         self._socket = sock
         self._idle_s = idle_s
         self._stopped = stopped
@@ -105,10 +104,7 @@ class Wire(io.RawIOBase):
         self.waited_s = 0.0
         sock.setblocking(False)
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: memoryview) -> int:
         """Receive at least one byte; 0 at the end of the connection."""
         while True:
             try:
@@ -141,8 +137,8 @@ class Wire(io.RawIOBase):
         return bool(poll.poll(0))
 
     def close(self) -> None:
+        """Close the connection."""
         self._socket.close()
-        super().close()
 
     def _wait(self, event: int) -> None:
         start = now = time.monotonic()
