@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from qh_chat import __version__
 from qh_chat.commands import COMMANDS
@@ -36,32 +37,41 @@ _UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 log = logging.getLogger("qh_chat.cli")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; the usage of twenty options would hide it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2."""
+        _say(f"{self.prog}: error: {message}; see {self.prog} --help")
+        self.exit(EXIT_USAGE)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of every command."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="qh-chat",
         description="Chat offline with the best model this machine can hold.",
         epilog="Without a command, the app opens.",
         parents=[_shared_options()],
     )
     parser.add_argument("--version", action="version", version=f"qh-chat {__version__}")
-    parser.set_defaults(offline=False, command="chat")
+    parser.set_defaults(offline=False, command="chat", usage_error=parser.error)
     commands = parser.add_subparsers(metavar="COMMAND")
     for name, command in COMMANDS.items():
         sub = commands.add_parser(
             name, help=command.summary, description=command.description, parents=[_shared_options()]
         )
-        sub.set_defaults(command=name)
+        sub.set_defaults(command=name, usage_error=sub.error)
         command.add_arguments(sub)
     return parser
 
 
-def _shared_options() -> argparse.ArgumentParser:
+def _shared_options() -> _Parser:
     """Options of every command, before or after its name; a new one for each parser.
 
     Without an own default the option of the command leaves alone what came before its name.
     """
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = _Parser(add_help=False)
     shared.add_argument(
         "--offline",
         action="store_true",
@@ -100,13 +110,17 @@ def _main(argv: Sequence[str] | None, on_loaded: Callable[[], None]) -> int:
         return EXIT_REFUSED
     parser = build_parser()
     try:
-        args = parser.parse_args(argv)
+        args, unknown = parser.parse_known_args(argv)
+        if unknown:
+            words = args.command == "run" and not any(x.startswith("-") for x in unknown)
+            hint = ": put a PROMPT of several words in quotes" if words else ""
+            args.usage_error(f"unknown arguments {' '.join(unknown)}{hint}")
     except SystemExit as ended:
-        # argparse has printed help (0) or the usage error (2).
+        # The help (0) or the usage error (2) is printed.
         return _flushed(ended.code if isinstance(ended.code, int) else EXIT_USAGE)
     paths = app_paths(os.environ)
     try:
-        return _flushed(_run(args, paths, parser, on_loaded))
+        return _flushed(_run(args, paths, on_loaded))
     except BrokenPipeError:
         return _discard_output(EXIT_BROKEN_PIPE)
     except KeyboardInterrupt:
@@ -122,6 +136,10 @@ def _main(argv: Sequence[str] | None, on_loaded: Callable[[], None]) -> int:
         log.info("refused: %s: %s", type(error).__name__, error)
         _say(f"qh-chat: {error}")
         return EXIT_REFUSED
+    except MemoryError as error:
+        log.error("out of memory in %s", args.command, exc_info=error)
+        _say(f"qh-chat: {args.command}: the memory of this machine, or of this process, is used up")
+        return EXIT_REFUSED
     except Exception as error:  # noqa: BLE001 - the outermost layer: logged, and exit code 1
         return _bug(error, args.command, paths)
 
@@ -136,7 +154,6 @@ def _bug(error: Exception, command: str, paths: Paths) -> int:
 def _run(
     args: argparse.Namespace,
     paths: Paths,
-    parser: argparse.ArgumentParser,
     on_loaded: Callable[[], None],
 ) -> int:
     if args.offline:
@@ -148,13 +165,13 @@ def _run(
         _say(f"qh-chat: warning: {problem}")
     log.info("qh-chat %s: %s", __version__, args.command)
     command = COMMANDS.get(args.command) or COMMANDS["chat"]
-    context = Context(paths=paths, environment=dict(os.environ), usage_error=parser.error)
+    context = Context(paths=paths, environment=dict(os.environ), usage_error=args.usage_error)
     run = command.load()
     on_loaded()
     try:
         return run(args, context)
     except SystemExit as ended:
-        # parser.error of a command that found its own arguments wrong.
+        # usage_error of a command that found its own arguments wrong.
         return ended.code if isinstance(ended.code, int) else EXIT_USAGE
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from qh_runtime.errors import HardwareError
 from qh_runtime.session.events import Done, Engine, Event
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ class _Worker:
                 engine.close()
         except _Abandoned:
             pass
+        except MemoryError as error:
+            self.events.put(_out_of_memory(error))
         except BaseException as error:  # noqa: BLE001 - handed to the main thread, which raises it
             self.events.put(error)
         self.events.put(self.finished)
@@ -96,6 +99,15 @@ class _Worker:
         if self._stopping.is_set():
             raise _Abandoned
         self.events.put(progress)
+
+
+def _out_of_memory(error: MemoryError) -> HardwareError:
+    refusal = HardwareError(
+        "memory: expected enough to load the model and to answer, found it used up",
+        hint="close other programs, or choose a smaller model or --context",
+    )
+    refusal.__cause__ = error
+    return refusal
 
 
 def answer_events(

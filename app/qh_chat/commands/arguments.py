@@ -49,6 +49,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         "prompt",
         nargs="?",
         metavar="PROMPT",
+        type=_prompt_text,
         help="what to answer; none or - reads standard input",
     )
     _add_model(parser)
@@ -59,6 +60,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         "--stop",
         action="append",
         metavar="TEXT",
+        type=_some_text,
         help="a text that ends the answer and is left out of it; may be repeated",
     )
     _add_load_switches(parser)
@@ -76,7 +78,11 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-m", "--model", metavar="MODEL", help="name, or folder in Hugging Face layout"
+        "-m",
+        "--model",
+        metavar="MODEL",
+        type=_some_text,
+        help="name, or folder in Hugging Face layout",
     )
 
 
@@ -104,6 +110,30 @@ def _add_settings(parser: argparse.ArgumentParser, *options: str) -> None:
         )
 
 
+def _check_text(text: str) -> None:
+    """Refuse the lone surrogates that undecodable bytes of a command line become.
+
+    Raises:
+        argparse.ArgumentTypeError: it holds one.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("expected text, found bytes that are not UTF-8") from None
+
+
+def _some_text(text: str) -> str:
+    _check_text(text)
+    if not text:
+        raise argparse.ArgumentTypeError("expected a text, found an empty one")
+    return text
+
+
+def _prompt_text(text: str) -> str:
+    _check_text(text)
+    return text
+
+
 def _help(spec: SettingSpec) -> str:
     prose = spec.prose.rstrip(".")
     details = [x for x in (spec.range_text, _default(spec)) if x]
@@ -119,6 +149,7 @@ def _reader(spec: SettingSpec) -> Callable[[str], object]:
     """A type for argparse: the value in range, or a usage error in the setting's own words."""
 
     def read(text: str) -> object:
+        _check_text(text)
         try:
             return parse_value(spec, text)
         except SettingsError as error:

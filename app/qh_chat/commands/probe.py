@@ -54,8 +54,9 @@ def probe_lines(profile: HardwareProfile, *, sources: bool) -> list[str]:
         size = f"{cache.size_bytes >> 10:,} KiB, shared by {cache.shared_by}"
         rows.append((f"  L{cache.level} cache", size, cpu.caches))
     if not profile.gpus.value:
-        reason = "none" if profile.gpus.value is not None else profile.gpus.source
-        rows.append(("graphics cards", reason, profile.gpus))
+        # The reason stands with the source, and in reports without sources behind the word.
+        reason = "" if sources else f" ({profile.gpus.source.removeprefix('none: ')})"
+        rows.append(("graphics cards", f"none{reason}", profile.gpus))
     for card in profile.gpus.value or ():
         free = f"{card.free_bytes / 1e9:.1f} of {card.total_bytes / 1e9:.1f} GB free"
         rows.append((f"graphics card {card.index}", f"{card.name}, {free}", profile.gpus))

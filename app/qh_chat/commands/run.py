@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import dataclasses
 import sys
+from collections.abc import Generator
 from typing import Any
 
 from qh_chat.commands.answering import Interrupted, LoadFunction, answer_events
@@ -33,31 +34,10 @@ def run(args: argparse.Namespace, context: Context, load: LoadFunction | None = 
     Args:
         load: makes the engine, in place of the store's loader: (name, options, on_progress).
     """
-    settings = context.settings(_overrides(args))
-    params = settings.sampling_params()
-    if args.stop:
-        params = dataclasses.replace(params, stop=tuple(args.stop))
-    options = dataclasses.replace(settings.load_options(), force=args.force)
-    if options.pack is not None:
-        _check_format(options.pack, context)
-    prompt = _prompt(args.prompt, context, keep_newline=args.raw)
-    messages = [Message("user", prompt)]
-    if settings.chat.system_prompt and not args.raw:
-        messages.insert(0, Message("system", settings.chat.system_prompt))
-    name = settings.models.model if args.model is None else args.model
-    _check_name(name, context)
-    loader = load or context.models(settings).load
-
     output: Output = JsonOutput() if args.json else TextOutput(context.environment)
     try:
-        engine_events = answer_events(
-            lambda progress: loader(name, options, progress),
-            lambda engine: (
-                engine.complete(prompt, params) if args.raw else engine.generate(messages, params)
-            ),
-        )
-        with contextlib.closing(engine_events):
-            for event in engine_events:
+        with contextlib.closing(_events(args, context, load)) as events:
+            for event in events:
                 output.show(event)
                 _refuse_if_nothing_fits(event)
         output.end()
@@ -68,6 +48,33 @@ def run(args: argparse.Namespace, context: Context, load: LoadFunction | None = 
         output.fail(error)
         raise
     return 0
+
+
+def _events(
+    args: argparse.Namespace, context: Context, load: LoadFunction | None
+) -> Generator[Any, None, None]:
+    """Everything that happens, from the reading of the settings on."""
+    settings = context.settings(_overrides(args))
+    params = settings.sampling_params()
+    if args.stop:
+        params = dataclasses.replace(params, stop=tuple(args.stop))
+    options = dataclasses.replace(settings.load_options(), force=args.force)
+    if options.pack is not None:
+        _check_format(options.pack, context)
+    prompt = _prompt(args.prompt, context, keep_newline=args.raw)
+    messages = [Message("user", prompt)]
+    if args.raw and args.system:
+        print("qh-chat: --system is left out: --raw has no place for it", file=sys.stderr)
+    elif settings.chat.system_prompt and not args.raw:
+        messages.insert(0, Message("system", settings.chat.system_prompt))
+    name = settings.models.model if args.model is None else args.model
+    loader = load or context.models(settings).load
+    yield from answer_events(
+        lambda progress: loader(name, options, progress),
+        lambda engine: (
+            engine.complete(prompt, params) if args.raw else engine.generate(messages, params)
+        ),
+    )
 
 
 def _overrides(args: argparse.Namespace) -> dict[str, Any]:
@@ -97,13 +104,6 @@ def _check_format(name: str, context: Context) -> None:
         )
 
 
-def _check_name(name: str | None, context: Context) -> None:
-    if name == "":
-        context.usage_error("argument -m: expected a name or a folder, found an empty text")
-    if name is not None and not _is_text(name):
-        context.usage_error("argument -m: expected text, found bytes that are not UTF-8")
-
-
 def _prompt(given: str | None, context: Context, *, keep_newline: bool) -> str:
     """The prompt of the command line or of standard input, checked."""
     if given is None or given == "-":
@@ -112,8 +112,6 @@ def _prompt(given: str | None, context: Context, *, keep_newline: bool) -> str:
     else:
         text = given
         source = "PROMPT"
-    if not _is_text(text):
-        context.usage_error(f"{source}: expected text, found bytes that are not UTF-8")
     if not keep_newline:
         text = text.removesuffix("\n")
     if not text.strip():
@@ -140,12 +138,3 @@ def _read_stdin(context: Context) -> str:
             # Cut in the middle of a character; the length is refused by the caller.
             return data[: error.start].decode("utf-8")
         context.usage_error(f"standard input: expected UTF-8, found another byte at {error.start}")
-
-
-def _is_text(text: str) -> bool:
-    """False for the lone surrogates that undecodable arguments become."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import shlex
 import socket
 import subprocess
@@ -161,14 +162,54 @@ def test_the_app_needs_a_terminal(home: Path, arguments: tuple[str, ...]) -> Non
     assert b"qh-chat run" in done.stderr
 
 
-def test_unknown_commands_are_usage_errors(home: Path) -> None:
-    assert run_qh(home, "chta").returncode == 2
+def test_a_prompt_without_quotes_is_told_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "tell", "me", "a", "story"]) == 2
+    assert "quotes" in capsys.readouterr().err
+    assert cli.main(["run", "--tell", "me"]) == 2
+    assert "quotes" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "program"),
+    [
+        (("chta",), "qh-chat"),
+        (("--no-such",), "qh-chat"),
+        (("ls", "--no-such"), "qh-chat ls"),
+        (("chat", "-m", ""), "qh-chat chat"),
+        (("bench", "--threads", "0"), "qh-chat bench"),
+    ],
+)
+def test_usage_errors_are_one_line(home: Path, arguments: tuple[str, ...], program: str) -> None:
+    done = run_qh(home, *arguments)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.startswith(f"{program}: error: ".encode())
+    assert f"{program} --help".encode() in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_no_memory_left_is_a_refusal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("QH_HOME", str(tmp_path))
+
+    def greedy(args: argparse.Namespace, context: object) -> int:
+        return len(bytearray(1 << 62))
+
+    monkeypatch.setattr("qh_chat.commands.Command.load", lambda self: greedy)
+    assert cli.main(["ls"]) == 3
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert "memory" in errors
 
 
 def test_probe(home: Path) -> None:
     plain = run_qh(home, "probe")
     assert plain.returncode == 0
     assert b"/proc/meminfo" in plain.stdout
+    if b"graphics cards" in plain.stdout:
+        (line,) = [x for x in plain.stdout.decode().splitlines() if "graphics cards" in x]
+        assert line.split("[")[0].split() == ["graphics", "cards", "none"]
+        assert line.count("NVML") >= 1
     facts = json.loads(run_qh(home, "probe", "--json").stdout)
     assert facts["memory"]["total_bytes"]["value"] > 1 << 28
     assert facts["cpu"]["kernel_isas"]["value"][-1] == "scalar"
@@ -206,6 +247,8 @@ def test_doctor_is_sound_and_private(home: Path, tiny_model: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "7 of 7 formats passed" in done.stdout
+    (built,) = [x for x in done.stdout.splitlines() if "built with" in x]
+    assert re.search(r"(GCC|[Cc]lang) \d", built)
     assert "annabel" not in done.stdout
     report = json.loads(run_qh(home, "doctor", "--json").stdout)
     assert report["sound"] is True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,12 @@ def test_prompt_from_standard_input(home: Path, tiny_model: Path, prompt: tuple[
         (("--no-such-option", "x"), None),
         (("a", "b"), None),
         (("-m", "", "x"), None),
+        (("-m", "\udcff", "x"), None),
+        (("--stop", "", "x"), None),
+        (("--stop", "\udcff", "x"), None),
+        (("--system", "\udcff", "x"), None),
+        (("\udcff",), None),
+        (("--no\x1b[2J-such-option", "x"), None),
     ],
 )
 def test_usage_errors_are_2(
@@ -111,8 +118,10 @@ def test_usage_errors_are_2(
 ) -> None:
     done = run_qh(home, "run", "-m", str(tiny_model), *arguments, stdin=stdin)
     assert (done.returncode, done.stdout) == (2, b"")
-    assert b"error:" in done.stderr
-    assert b"Traceback" not in done.stderr
+    assert done.stderr.startswith(b"qh-chat run: error: ")
+    assert done.stderr.count(b"\n") == 1
+    assert b"qh-chat run --help" in done.stderr
+    assert b"\x1b" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -139,6 +148,49 @@ def test_refusals_are_3_with_one_line_and_an_error_event(
     assert error["type"] == "error"
     assert error["hint"]
     assert error["error"] == kind
+
+
+def test_refused_settings_are_an_error_event_too(home: Path, tiny_model: Path) -> None:
+    (home / "settings.toml").write_text("[sampling]\nmax_tokns = 5\n")
+    done = run_qh(home, "run", "--json", "-m", str(tiny_model), "x")
+    assert done.returncode == 3
+    assert done.stderr.count(b"\n") == 1
+    (error,) = json_lines(done.stdout)
+    assert (error["type"], error["error"]) == ("error", "SettingsError")
+    (home / "settings.toml").unlink()
+    long = run_qh(home, "run", "--json", "-m", str(tiny_model), stdin=b"x" * (3 << 20))
+    assert long.returncode == 3
+    assert json_lines(long.stdout)[-1]["error"] == "SessionError"
+
+
+def test_no_memory_left_is_a_refusal_and_no_bug(home: Path, tiny_model: Path) -> None:
+    """Found while loading, by whatever asks for the first byte too many."""
+    line = shlex.join(command("run", "--json", "--force", "-m", str(tiny_model), "x"))
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_MEMORY, line],
+        env=qh_environment(home),
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.count(b"\n") == 1
+    assert b"memory" in done.stderr
+    assert b"bug" not in done.stderr
+    error = json_lines(done.stdout)[-1]
+    assert error["type"] == "error"
+    assert error["hint"]
+
+
+_WITHOUT_MEMORY = """
+import shlex, sys
+from qh_chat import cli
+from qh_runtime import loader
+def plan_model(*arguments):
+    return bytearray(1 << 62)
+loader.plan_model = plan_model
+sys.exit(cli.main(shlex.split(sys.argv[1])[3:]))
+"""
 
 
 def test_too_little_memory_is_refused_with_the_sums(home: Path, tmp_path: Path) -> None:
@@ -193,7 +245,8 @@ def test_a_broken_checkpoint_names_the_file(home: Path, tiny_model: Path) -> Non
 def test_weights_that_are_cut_short_meanwhile_end_the_answer_with_one_line(home: Path) -> None:
     """And not the process with a signal; what was said before is kept."""
     model = write_tiny_model(home / "model", max_position_embeddings=65536)
-    arguments = command("run", "-m", str(model), "--raw", "--json", "--context", "65536", "hello")
+    arguments = command("run", "-m", str(model), "--raw", "--json", "--context", "65536")
+    arguments += ["--temp", "0", "hello"]
     with subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=qh_environment(home)
     ) as process:
