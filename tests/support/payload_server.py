@@ -281,12 +281,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(fault.extra)
 
     def _write(self, request: Request, fault: Fault, block: memoryview) -> None:
+        # Before it is sent: a client that has the last byte finds all of them counted.
+        request.sent_bytes += len(block)
         if fault.chunked:
             self.wfile.write(f"{len(block):x}\r\n".encode())
         self.wfile.write(block)
         if fault.chunked:
             self.wfile.write(b"\r\n")
-        request.sent_bytes += len(block)
 
     def _drop(self, reset: bool) -> None:
         self.close_connection = True

@@ -38,19 +38,21 @@ def file_lock(
         if stop.stopped:
             yield False
             return
-        try:
-            with disk_errors("lock", path, 0):
+        with disk_errors("lock", path, 0):
+            try:
                 lock.acquire(blocking=False)
-            break
-        except Timeout:
-            on_wait()
-            stop.wait(_POLL_S)
-        except NotImplementedError as error:
-            raise StoreError(
-                f"{path}: this file system has no locks",
-                hint="choose a models folder on a local disk",
-                path=str(path),
-            ) from error
+                break
+            except Timeout:
+                # An OSError as well, and here it means that somebody else works on this file.
+                pass
+            except NotImplementedError as error:
+                raise StoreError(
+                    f"{path}: this file system has no locks",
+                    hint="choose a models folder on a local disk",
+                    path=str(path),
+                ) from error
+        on_wait()
+        stop.wait(_POLL_S)
     try:
         yield True
     finally:
