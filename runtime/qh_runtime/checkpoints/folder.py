@@ -73,6 +73,10 @@ class ShardedTensors:
         """See TensorSource."""
         return self._file(name).info(name)
 
+    def holds(self, name: str) -> bool:
+        """See TensorSource."""
+        return name in self
+
     def read(self, name: str) -> NDArray[Any]:
         """See TensorSource."""
         return self._file(name).read(name)

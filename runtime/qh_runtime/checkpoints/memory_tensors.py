@@ -54,6 +54,10 @@ class MemoryTensors:
             raise missing_tensor(name, "the given tensors")
         return self._infos[name]
 
+    def holds(self, name: str) -> bool:
+        """See TensorSource."""
+        return name in self
+
     def read(self, name: str) -> NDArray[Any]:
         """See TensorSource."""
         self.info(name)

@@ -53,6 +53,9 @@ class TensorSource(Protocol):
     def info(self, name: str) -> TensorInfo:
         """Type, shape and size, without touching the data. Raises CheckpointError: no such name."""
 
+    def holds(self, name: str) -> bool:
+        """Whether `read` gives this tensor; of some sources only the infos are there."""
+
     def read(self, name: str) -> NDArray[Any]:
         """A read-only view of the data, mapped where it can be; see `dtypes` for its NumPy type.
 

@@ -70,6 +70,10 @@ class SafetensorsFile:
             raise missing_tensor(name, quoted(self._path.name))
         return self._infos[name]
 
+    def holds(self, name: str) -> bool:
+        """See TensorSource."""
+        return name in self
+
     def read(self, name: str) -> NDArray[Any]:
         """See TensorSource."""
         import numpy as np

@@ -306,7 +306,8 @@ class _Packing:
     def release(self, matrix: MatrixPlan) -> None:
         """Let go of the memory of the checkpoint's tensors that a matrix is packed from."""
         for tensor in self._layout(matrix).tensors_of(self.source, matrix.name):
-            release_pages(self.source.read(tensor))
+            if self.source.holds(tensor):
+                release_pages(self.source.read(tensor))
 
     def _layout(self, matrix: MatrixPlan) -> Layout:
         return DenseLayout() if matrix.name in self._tables else self.layout

@@ -26,7 +26,17 @@ from qh_runtime.store.manifest import Manifest, read_manifest
 from qh_runtime.store.packs import PackRecord, PackUsers, packs_in, temporary_packs
 from qh_runtime.store.part import disk_errors
 
-__all__ = ["DiskUse", "ModelUse", "Piece", "Pruning", "Removal", "disk_use", "prune", "remove"]
+__all__ = [
+    "DiskUse",
+    "ModelUse",
+    "Piece",
+    "Pruning",
+    "Removal",
+    "blob_users",
+    "disk_use",
+    "prune",
+    "remove",
+]
 
 Kind = Literal["manifest", "links", "blob", "part", "pack", "temporary"]
 
@@ -249,6 +259,11 @@ def prune(
     return Pruning(tuple(pieces), tuple(kept))
 
 
+def blob_users(layout: StoreLayout) -> dict[str, set[str]]:
+    """Blob to the names of models whose manifest names it; the caller holds the store's lock."""
+    return dict(_Inventory(layout).blob_users)
+
+
 @dataclass
 class _Inventory:
     """Everything in the store by what it is."""
@@ -278,7 +293,8 @@ class _Inventory:
             if name is not None:
                 self.snapshots[name] = path
         layout = self.layout
-        for folder in (layout.manifests, layout.blobs, layout.parts, layout.locks):
+        places = (layout.manifests, layout.blobs, layout.parts, layout.locks, layout.snapshots)
+        for folder in places:
             self.temporary += [x for x in _entries(folder) if _is_temporary(x)]
 
     @property
@@ -363,7 +379,7 @@ def _left_over(
 def _remove(pieces: Iterable[Piece]) -> None:
     for piece in pieces:
         with disk_errors("remove", piece.path, 0):
-            if piece.kind == "links" and not piece.path.is_symlink():
+            if piece.path.is_dir() and not piece.path.is_symlink():
                 shutil.rmtree(piece.path)
             else:
                 piece.path.unlink(missing_ok=True)

@@ -91,6 +91,10 @@ class RemoteTensors:
             raise missing_tensor(name, "the weights")
         return self._headers[self._file_of[name]].tensors[name]
 
+    def holds(self, name: str) -> bool:
+        """See TensorSource."""
+        return name in self._file_of and self.info(name).nbytes <= _SCALAR_BYTES
+
     def read(self, name: str) -> NDArray[Any]:
         """The value of a scalar.
 

@@ -102,8 +102,9 @@ def litter(layout: StoreLayout, packed: Path) -> None:
     layout.part("git-" + "d" * 40).write_bytes(b"x" * 3000)
     (layout.snapshots / "org--gone").mkdir()
     (layout.snapshots / "org--gone" / "config.json").symlink_to("../../blobs/" + "e" * 64)
-    for name in (".x.crc.1234.tmp",):
-        (layout.blobs / name).write_bytes(b"x" * 5000)
+    (layout.blobs / ".x.crc.1234.tmp").write_bytes(b"x" * 5000)
+    (layout.snapshots / ".org--x.abcd.tmp").mkdir()
+    (layout.snapshots / ".org--x.abcd.tmp" / "config.json").symlink_to("../../blobs/" + "e" * 64)
     (layout.manifests / ".org--one.json.12.tmp").write_bytes(b"x" * 5000)
     (packed / ".0-int8.safetensors.abcd.part").write_bytes(b"x" * 9000)
     (packed / "0-int8.safetensors").write_bytes(b"not a pack")
@@ -131,7 +132,8 @@ def test_sums_hold(layout: StoreLayout, packed: Path) -> None:
     assert half.own_bytes > use.unfinished_bytes
     assert by_name["mine"].freed_bytes == by_name["mine"].packed_bytes > 0
     assert use.other_packed_bytes == 0
-    fresh = sum(x.lstat().st_blocks * 512 for x in layout.root.rglob("*.tmp"))
+    fresh = disk_bytes(layout.snapshots / ".org--x.abcd.tmp")
+    fresh += sum(x.lstat().st_blocks * 512 for x in layout.root.rglob("*.tmp") if x.is_file())
     own = sum(x.own_bytes + x.packed_bytes for x in use.models)
     assert own + use.shared_bytes + use.left_over_bytes + fresh == use.total_bytes
     assert disk_use(layout, packed).other_packed_bytes == by_name["mine"].packed_bytes
