@@ -34,6 +34,21 @@ MAX_BRACES = 2 * MAX_TENSORS
 # A name or a metadata value of a megabyte is no name and no metadata.
 _LONG_STRING = re.compile(rb'"[^"]{1048576}')
 _HINT = "download the file again"
+# What lies under the name instead now and then, by its first bytes: (bytes, what it is, next step).
+_OTHER_FILES = (
+    (b"version ", "a Git LFS pointer, which only says where the weights are", "run git lfs pull"),
+    (b"<!", "a web page", _HINT),
+    (b"<html", "a web page", _HINT),
+    (b"<?xml", "an answer of a web server", _HINT),
+    (b"GGUF", "a GGUF file", "choose a checkpoint with safetensors files"),
+    (
+        b"PK\x03\x04",
+        "a zip archive or a PyTorch file",
+        "choose a checkpoint with safetensors files",
+    ),
+    (b"\x80", "a pickle", "choose a checkpoint with safetensors files"),
+    (b"\x1f\x8b", "a gzip archive", "unpack it"),
+)
 
 # (begin, end) -> these bytes of the file; fewer where it is shorter.
 ReadSpan = Callable[[int, int], bytes]
@@ -84,10 +99,10 @@ class _HeaderCheck:
         metadata = header.get("__metadata__", {})
         return SafetensorsHeader(tensors, offsets, data_start, metadata, digest)
 
-    def _fail(self, rule: str, message: str, **facts: Any) -> NoReturn:
+    def _fail(self, rule: str, message: str, hint: str = _HINT, **facts: Any) -> NoReturn:
         raise CheckpointError(
             f"{quoted(self._path.name)}: {message}",
-            hint=_HINT,
+            hint=hint,
             path=str(self._path),
             rule=rule,
             **facts,
@@ -113,6 +128,9 @@ class _HeaderCheck:
             self._truncated(8, len(first))
         length = int.from_bytes(first, "little")
         if not 2 <= length <= MAX_HEADER_BYTES:
+            for start, what, hint in _OTHER_FILES:
+                if first.lower().startswith(start.lower()):
+                    self._fail("header length", f"expected safetensors, found {what}", hint)
             self._fail(
                 "header length",
                 f"header length: expected 2..{MAX_HEADER_BYTES} bytes, found {length}",

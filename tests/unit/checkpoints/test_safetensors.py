@@ -227,3 +227,23 @@ def test_refusing_takes_little_memory(header: bytes, tmp_path: Path) -> None:
     )
     # The goal is 64 MB; the last kind holds 30 MB of distinct names that all have to be compared.
     assert int(done.stdout) * 1024 < 110e6
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html></html>", "web page"),
+        (b"<!doctype html>", "web page"),
+        (b"<html><body>Sign in</body>", "web page"),
+        (b"<?xml version='1.0'?><Error/>", "web server"),
+        (b"GGUF\x03\0\0\0" + bytes(64), "GGUF"),
+        (b"PK\x03\x04\x14\0\0\0\x08\0" + bytes(64), "PyTorch"),
+        (b"\x80\x04\x95\x1a\0\0\0\0\0\0\0\x8c\x08builtins", "pickle"),
+    ],
+)
+def test_what_lies_there_instead_is_named(tmp_path: Path, content: bytes, word: str) -> None:
+    with pytest.raises(CheckpointError) as error:
+        SafetensorsFile(write_file(tmp_path / "model.safetensors", content))
+    assert word in str(error.value)
+    assert error.value.facts["rule"] == "header length"
