@@ -1,8 +1,8 @@
 """Architectures: one file per model type, each with `spec_from_config(config) -> DecoderSpec`.
 
 The folder is the registry: a file that is not named in `_SUPPORT` is an architecture and its name
-is the `model_type`. May import `qh_runtime.errors` and `qh_kernels`; the loader, the planner and
-the reference decoder call it.
+is the `model_type`. May import `qh_runtime.errors` and `qh_kernels`; the loader, the planner, the
+store and the reference decoder call it. Reading a config loads no NumPy.
 """
 
 from __future__ import annotations

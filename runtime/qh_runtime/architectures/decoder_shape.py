@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from qh_kernels.decoder import DecoderShape, LayerShape
+from typing import TYPE_CHECKING
+
 from qh_runtime.architectures.base import DecoderSpec
 from qh_runtime.architectures.rope import inverse_frequencies
+
+if TYPE_CHECKING:
+    from qh_kernels.decoder import DecoderShape
 
 __all__ = ["decoder_shape"]
 
 
 def decoder_shape(spec: DecoderSpec) -> DecoderShape:
     """The shape of a spec; `inv_freq` holds the float32 values that transformers computes."""
+    # Here, so that whoever only wants to know what a config describes loads no NumPy.
+    from qh_kernels.decoder import DecoderShape, LayerShape
+
     return DecoderShape(
         hidden_size=spec.hidden_size,
         intermediate_size=spec.intermediate_size,

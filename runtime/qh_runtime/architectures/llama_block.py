@@ -233,7 +233,9 @@ def _check_head(config: ConfigReader, class_name: str) -> None:
     names = config.strings("architectures")
     if names and class_name not in names and not _OLD_NAMES.intersection(names):
         raise config.refuse(
-            "architectures", f"[{class_name!r}]", "only causal language models are supported"
+            "architectures",
+            f"[{class_name!r}]",
+            "the weights are for another class, which computes something else",
         )
 
 

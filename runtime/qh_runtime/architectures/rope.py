@@ -9,12 +9,15 @@ llama3: the model card code of Llama 3.1 (Meta 2024).
 from __future__ import annotations
 
 import math
-
-import numpy as np
-from numpy.typing import NDArray
+import struct
+from typing import TYPE_CHECKING
 
 from qh_runtime.architectures.base import RopeSpec
 from qh_runtime.architectures.config_reader import ConfigReader
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["inverse_frequencies", "rope_from_config"]
 
@@ -85,7 +88,7 @@ def _read_section(
         return RopeSpec(theta=theta, scaling="linear", factor=factor)
     low = section.number("low_freq_factor", None, 1e-3, _MAX_FACTOR)
     high = section.number("high_freq_factor", None, 1e-3, _MAX_FACTOR)
-    if np.float32(high) <= np.float32(low):
+    if _float32(high) <= _float32(low):
         raise section.refuse("high_freq_factor", f"more than low_freq_factor ({low:g})")
     length = section.integer(
         "original_max_position_embeddings", max_position_embeddings, 1, _MAX_POSITIONS
@@ -107,6 +110,12 @@ def _refuse_other_keys(section: ConfigReader) -> None:
     section.finish(every_key=True)
 
 
+def _float32(value: float) -> float:
+    """The nearest float32; what is computed with."""
+    (nearest,) = struct.unpack("f", struct.pack("f", value))
+    return float(nearest)
+
+
 def inverse_frequencies(rope: RopeSpec, head_dim: int) -> NDArray[np.float32]:
     """Angles per position, (head_dim // 2,) float32, as transformers computes them on a CPU.
 
@@ -114,6 +123,8 @@ def inverse_frequencies(rope: RopeSpec, head_dim: int) -> NDArray[np.float32]:
     difference grows with the position. The power is taken in float64 and rounded, so the value does
     not depend on a platform's float32 `pow`; it equals torch's to one unit in the last place.
     """
+    import numpy as np
+
     exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     power = (np.float64(rope.theta) ** exponent.astype(np.float64)).astype(np.float32)
     frequency = np.float32(1.0) / power

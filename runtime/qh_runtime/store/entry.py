@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from qh_runtime.architectures import spec_from_config
 from qh_runtime.checkpoints import TensorSource, open_checkpoint
 from qh_runtime.checkpoints.config import CheckpointConfig, read_config, read_key
+from qh_runtime.checkpoints.schemes import require_known_scheme
 from qh_runtime.errors import IntegrityError, QhError, StoreError
 from qh_runtime.store.layout import StoreLayout, name_of_slug
 from qh_runtime.store.manifest import Manifest, StoredFile, read_manifest
@@ -36,8 +38,9 @@ class ModelEntry:
             scheme's own name; "" where that cannot be read.
         file_bytes: size of the weights in a folder, of all files in the store; 0 where they cannot
             be read.
-        problem: why it cannot be loaded, as far as headers or the manifest tell; None for a sound
-            one.
+        problem: why it cannot be loaded, as far as config, headers or the manifest tell; None for a
+            sound one.
+        error: what was raised for it, where something was.
         manifest: of the store. done_bytes: what has arrived of it.
     """
 
@@ -50,6 +53,7 @@ class ModelEntry:
     problem: str | None = None
     manifest: Manifest | None = None
     done_bytes: int = 0
+    error: QhError | None = field(default=None, compare=False, repr=False)
 
 
 def describe_stored(layout: StoreLayout, path: Path) -> ModelEntry:
@@ -63,7 +67,7 @@ def describe_stored(layout: StoreLayout, path: Path) -> ModelEntry:
     try:
         manifest = read_manifest(path)
     except IntegrityError as error:
-        return ModelEntry(name, folder, "store", problem=str(error))
+        return ModelEntry(name, folder, "store", problem=str(error), error=error)
     problem = None
     done_bytes = total_bytes = manifest.total_bytes
     if manifest.state == "pulling":
@@ -105,30 +109,32 @@ def _arrived(layout: StoreLayout, file: StoredFile) -> int:
 def describe_folder(name: str, folder: Path, origin: Origin) -> ModelEntry:
     """Return the entry of a folder from config.json and the headers of its weight files.
 
-    Weights are not read. What is broken ends up in `problem`; nothing is raised for it.
+    Weights are not read. What is broken ends up in `problem`; nothing is raised for it, and what
+    could be read is shown beside it.
     """
-    model_type = ""
+    entry = ModelEntry(name, folder, origin)
+    refusal: QhError
     try:
         config = read_config(folder)
-        model_type = read_key(config.model, str, "model_type", "")
+        entry = replace(entry, model_type=_short(read_key(config.model, str, "model_type", "")))
         source = open_checkpoint(folder)
         try:
-            return ModelEntry(
-                name,
-                folder,
-                origin,
-                model_type=_short(model_type),
-                format=_format(config, source),
-                file_bytes=sum(source.info(x).nbytes for x in source.names()),
-            )
+            file_bytes = sum(source.info(x).nbytes for x in source.names())
+            entry = replace(entry, format=_format(config, source), file_bytes=file_bytes)
         finally:
             source.close()
+        spec_from_config(config.model)
+        require_known_scheme(config.model)
+        return entry
     except QhError as error:
-        problem = str(error)
+        refusal = error
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        problem = f"cannot be read: {reason}; check its permissions and this process's limits"
-    return ModelEntry(name, folder, origin, model_type=_short(model_type), problem=problem)
+        refusal = StoreError(
+            f"cannot be read: {error.strerror or type(error).__name__}",
+            hint="check its permissions and this process's limits",
+            path=str(folder),
+        )
+    return replace(entry, problem=str(refusal), error=refusal)
 
 
 def _format(config: CheckpointConfig, source: TensorSource) -> str:

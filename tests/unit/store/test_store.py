@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qh_runtime.errors import ModelNotFoundError
+from qh_runtime.errors import CheckpointError, ModelNotFoundError
 from qh_runtime.store.layout import StoreLayout
 from qh_runtime.store.store import ModelStore
 from tests.support.cli import qh_environment, write_tiny_model
@@ -261,6 +261,28 @@ def test_damaged_manifests_are_listed_with_their_reason(pulled: ModelStore) -> N
     assert len(found) == 7
     assert found["org/model"].problem is not None
     assert found["org/other"].problem is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"model_type": "evil"}, "model_type"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+    ],
+)
+def test_what_cannot_be_run_is_listed_with_the_reason(
+    store: ModelStore, tmp_path: Path, changes: dict[str, object], key: str
+) -> None:
+    """Before somebody picks it and waits."""
+    path = tmp_path / "models" / "other" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    (entry,) = [x for x in store.list() if x.name == "other"]
+    assert entry.problem is not None
+    assert key in entry.problem
+    assert isinstance(entry.error, CheckpointError)
+    assert str(entry.error) == entry.problem
 
 
 def test_listing_loads_no_numpy(pulled: ModelStore, tmp_path: Path) -> None:

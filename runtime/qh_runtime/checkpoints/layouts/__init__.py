@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qh_runtime.checkpoints.config import read_key
 from qh_runtime.checkpoints.layouts.base import CodedWeights, DenseWeights, Layout, LinearWeights
 from qh_runtime.checkpoints.layouts.bitnet import BitnetLayout, is_original_bitnet
 from qh_runtime.checkpoints.layouts.dense import DenseLayout
-from qh_runtime.checkpoints.strict_json import quoted
-from qh_runtime.errors import UnsupportedTensorError
+from qh_runtime.checkpoints.schemes import require_known_scheme
 
 __all__ = ["CodedWeights", "DenseWeights", "Layout", "LinearWeights", "layout_for"]
 
@@ -27,16 +25,7 @@ def layout_for(config: Mapping[str, Any]) -> Layout:
         UnsupportedTensorError: another quantization method. Facts: quant_method, supported.
         CheckpointError: a key of the quantization_config has the wrong type or value.
     """
-    section = read_key(config, dict, "quantization_config", {})
-    if not section:
-        return BitnetLayout.masters() if is_original_bitnet(config) else DenseLayout()
-    method = read_key(section, str, "quant_method", "", where="quantization_config")
-    if method == "bitnet":
+    section = require_known_scheme(config)
+    if section:
         return BitnetLayout.from_config(section)
-    raise UnsupportedTensorError(
-        f"quantization_config: quant_method: expected bitnet or no quantization, "
-        f"found {quoted(method)}",
-        hint="choose a 16-bit or BitNet checkpoint of this model",
-        quant_method=method,
-        supported=("bitnet",),
-    )
+    return BitnetLayout.masters() if is_original_bitnet(config) else DenseLayout()
