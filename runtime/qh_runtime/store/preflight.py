@@ -203,7 +203,7 @@ class _Preflight:
                 blob.seek(begin)
                 return blob.read(end - begin)
         data = fetch_span(remote, begin, end, self._options, self._stop)
-        if data is None:
+        if data is None or self._stop.stopped:
             raise Stopped
         return data
 

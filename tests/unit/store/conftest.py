@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from qh_runtime.hardware.profile import HardwareProfile, probe
 from tests.support.hub_stub import HubStub, hub_stub
 
 
@@ -33,3 +37,21 @@ def hub(
     monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(tokens / "stored_tokens"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     return hub_server
+
+
+@pytest.fixture(scope="session")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> HardwareProfile:
+    """This machine, measured once."""
+    return probe(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def store_root(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one: hundreds of stores wait for disks otherwise."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    folder = Path(tempfile.mkdtemp(prefix="qh-test-", dir=memory))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
