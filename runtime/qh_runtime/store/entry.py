@@ -55,6 +55,11 @@ class ModelEntry:
     done_bytes: int = 0
     error: QhError | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def layout(self) -> StoreLayout | None:
+        """The store that it lies in; None for other folders."""
+        return StoreLayout(self.folder.parent.parent) if self.origin == "store" else None
+
 
 def describe_stored(layout: StoreLayout, path: Path) -> ModelEntry:
     """Return the entry of a manifest, from what it says alone; no other file is opened.
