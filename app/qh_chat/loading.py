@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qh_runtime.loader import LoadProgress
     from qh_runtime.options import LoadOptions
     from qh_runtime.session.events import Engine
+    from qh_runtime.store.layout import StoreLayout
     from qh_runtime.store.store import ModelEntry, ModelStore
 
 __all__ = ["Models", "OnProgress"]
@@ -38,11 +39,17 @@ class Models:
     folders: Sequence[str] = ()
 
     def store(self) -> ModelStore:
-        """Return the store over the built-in models, the store folder and the searched ones."""
+        """Return the built-in models, those in the store, and those in the searched folders."""
         from qh_runtime.store.store import ModelStore
 
         searched = (Path(x).expanduser() for x in self.folders)
-        return ModelStore(self.paths.builtin_dir, (self.paths.models_dir, *searched))
+        return ModelStore(self.paths.builtin_dir, (self.paths.models_dir, *searched), self.layout())
+
+    def layout(self) -> StoreLayout:
+        """Return where pulled and imported models lie."""
+        from qh_runtime.store.layout import StoreLayout
+
+        return StoreLayout(self.paths.store_dir)
 
     def profile(self) -> HardwareProfile:
         """Return what this machine is now."""

@@ -27,6 +27,7 @@ class Paths:
     Attributes:
         places: the files of the app itself: settings, history, log.
         models_dir: holds one folder per model that the person placed there.
+        store_dir: pulled and imported models; `qh_runtime.store.layout` draws it.
         packed_dir: packed weights; derived data, may be deleted at any time.
         builtin_dir: holds one folder per built-in model; None where none is installed.
         assets_source: how the built-in models were found, for `doctor`.
@@ -34,6 +35,7 @@ class Paths:
 
     places: Places
     models_dir: Path
+    store_dir: Path
     packed_dir: Path
     builtin_dir: Path | None
     assets_source: str
@@ -59,6 +61,7 @@ def app_paths(environment: Mapping[str, str]) -> Paths:
     return Paths(
         places=Places.below(config, data, cache),
         models_dir=data / "models",
+        store_dir=data / "store",
         packed_dir=cache / "packed",
         builtin_dir=None if assets is None else assets / "models",
         assets_source=source,

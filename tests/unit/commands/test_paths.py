@@ -16,7 +16,7 @@ from qh_chat.paths import app_paths, assets_dir
 
 def test_qh_home_holds_everything(tmp_path: Path) -> None:
     paths = app_paths({"QH_HOME": str(tmp_path / "one")})
-    found = [paths.models_dir, paths.packed_dir, *vars(paths.places).values()]
+    found = [paths.models_dir, paths.store_dir, paths.packed_dir, *vars(paths.places).values()]
     assert all(x.is_relative_to(tmp_path / "one") for x in found)
     assert not (tmp_path / "one").exists(), "asking for paths makes no folders"
 
