@@ -66,6 +66,11 @@ class Models:
         """
         store = self.store()
         entry = store.resolve(name or store.default_name())
+        if entry.error is not None:
+            error = entry.error
+            raise type(error)(
+                f"model {entry.name}: {error.message}", hint=error.hint, **error.facts
+            ) from error
         if entry.problem is not None:
             raise CheckpointError(
                 f"model {entry.name}: {entry.problem}", path=str(entry.folder), model=entry.name

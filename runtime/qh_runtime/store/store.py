@@ -87,6 +87,8 @@ class ModelStore:
         path = self._existing_folder(name_or_path)
         if path is not None:
             return describe_folder(_shown_name(path.absolute().name), path, "folder")
+        if not ending:
+            _refuse_path(name_or_path)
         raise self._not_found(name_or_path, tuple(found), tuple(ending))
 
     def _describe(self, name: str, place: Path, origin: Origin) -> ModelEntry:
@@ -159,6 +161,35 @@ class ModelStore:
             near=near,
             hub_name=hub_name,
         )
+
+
+def _refuse_path(text: str) -> None:
+    """Say what is wrong with a path that is no folder; a word that can only be a name passes.
+
+    Raises:
+        ModelNotFoundError: facts as of any name, known and near empty.
+    """
+    if not text or "\0" in text:
+        return
+    try:
+        path = Path(text).expanduser()
+        is_file = path.is_file()
+    except (OSError, RuntimeError, ValueError):
+        return
+    if is_file:
+        found, hint = "a file", f"pass the folder it is in: {quoted(str(path.absolute().parent))}"
+    elif text.startswith(("/", "./", "../", "~")):
+        found, hint = "nothing", "check the path"
+    else:
+        return
+    raise ModelNotFoundError(
+        f"model {quoted(text)}: expected a folder in Hugging Face layout, found {found}",
+        hint=hint,
+        name=text,
+        known=(),
+        near=(),
+        hub_name=False,
+    )
 
 
 def _is_hub_name(name: str) -> bool:

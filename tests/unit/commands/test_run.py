@@ -237,9 +237,22 @@ def test_a_broken_checkpoint_names_the_file(home: Path, tiny_model: Path) -> Non
     for file in tiny_model.iterdir():
         (broken / file.name).write_bytes(file.read_bytes())
     (broken / "model.safetensors").write_bytes(b"\x00" * 100)
-    done = run_qh(home, "run", "-m", str(broken), "x")
+    done = run_qh(home, "run", "--json", "-m", str(broken), "x")
     assert done.returncode == 3
     assert b"model.safetensors" in done.stderr
+    error = json_lines(done.stdout)[-1]
+    assert error["error"] == "CheckpointError"
+    assert error["facts"]["rule"] == "header length"
+    assert error["hint"]
+
+
+def test_a_file_is_not_its_folder(home: Path, tiny_model: Path) -> None:
+    done = run_qh(home, "run", "--json", "-m", str(tiny_model / "model.safetensors"), "x")
+    assert done.returncode == 3
+    assert "found a file" in json_lines(done.stdout)[-1]["message"]
+    assert str(tiny_model) in json_lines(done.stdout)[-1]["hint"]
+    missing = run_qh(home, "run", "--json", "-m", str(tiny_model / "nothing"), "x")
+    assert "found nothing" in json_lines(missing.stdout)[-1]["message"]
 
 
 def test_weights_that_are_cut_short_meanwhile_end_the_answer_with_one_line(home: Path) -> None:
