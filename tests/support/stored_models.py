@@ -14,6 +14,7 @@ from qh_runtime.store.layout import StoreLayout
 from qh_runtime.store.manifest import Manifest, StoredFile, write_manifest
 from qh_runtime.store.part import CHUNK_BYTES, write_checks
 from qh_runtime.store.snapshot import link_snapshot
+from tests.support.hub_stub import git_sha1
 
 __all__ = ["folder_files", "put_blob", "store_model"]
 
@@ -38,7 +39,10 @@ def store_model(
     stored = []
     for path, data in files.items():
         sha256 = put_blob(layout, data)
-        stored.append(StoredFile(path, len(data), sha256, sha256))
+        # As a hub has them: only large files are known by their SHA-256 beforehand.
+        large = path.endswith(".safetensors")
+        key = sha256 if large else f"git-{git_sha1(data)}"
+        stored.append(StoredFile(path, len(data), key, sha256))
     manifest = Manifest(
         name=name,
         state="ready",
