@@ -216,9 +216,15 @@ class ChatTemplate:
             "output": f"at most {limits.output_bytes} bytes of output",
             "refused": "a conversation that the template accepts",
         }.get(reason, "a template that renders")
+        found = {
+            "fuel": "more",
+            "time": "more",
+            "memory": "more",
+            "refused": f"a refusal: {detail}",
+        }.get(reason, detail)
         where = f", line {line}" if isinstance(line, int) else ""
         return TemplateError(
-            f"{self._source.name}{where}: expected {expected}, found {reason}: {detail}",
+            f"{self._source.name}{where}: expected {expected}, found {found}",
             hint=(
                 "change the conversation as the template asks (often: no system prompt)"
                 if reason == "refused"

@@ -71,7 +71,8 @@ def _read_source(folder: Path, name: str) -> str | None:
     except TokenizerError as error:
         if error.facts["field"] == "file size":
             raise _too_large(name, str(error.facts["found"])) from error
-        raise _bad(name, error.message.removeprefix(f"{name}: ")) from error
+        reason = error.message.removeprefix(f"{name}: ").removeprefix(f"'{name}': ")
+        raise _bad(name, reason) from error
 
 
 def _choose(value: object, name: str) -> str:
@@ -103,7 +104,7 @@ def _checked(source: TemplateSource) -> TemplateSource:
 def _bad(name: str, what: str) -> TemplateError:
     return TemplateError(
         f"{name}: {what}",
-        hint="correct the file, or use --raw to continue text without a template",
+        hint="correct the file, or take it out of the folder: --raw works without a template",
         template=name,
         reason="source",
     )
