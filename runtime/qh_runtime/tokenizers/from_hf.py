@@ -9,6 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from qh_runtime.checkpoints.strict_json import quoted
 from qh_runtime.errors import TokenizerError
 from qh_runtime.tokenizers.chat_tokenizer import ChatTokenizer, convert_panic
 from qh_runtime.tokenizers.detokenizer import byte_rules
@@ -143,12 +144,12 @@ def _eos_ids(
                 continue
             if type(item) is not int or not 0 <= item < MAX_TOKEN_ID:
                 raise TokenizerError(
-                    f"{name}: eos_token_id: expected ids in 0..2^21-1, found {item!r}",
+                    f"{name}: eos_token_id: expected ids in 0..2^21-1, found {quoted(item)}",
                     hint="correct the file or download it again",
                     path=name,
                     field="eos_token_id",
                     expected="ids in 0..2^21-1",
-                    found=item,
+                    found=quoted(item),
                 )
             if item <= top:
                 ids.add(item)

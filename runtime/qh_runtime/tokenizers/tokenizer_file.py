@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qh_runtime.checkpoints.files import read_small_file, resolve_file
-from qh_runtime.checkpoints.strict_json import parse_object
+from qh_runtime.checkpoints.strict_json import parse_object, quoted
 from qh_runtime.errors import CheckpointError, TokenizerError
 
 __all__ = [
@@ -27,18 +27,28 @@ MAX_SIDE_FILE_BYTES = 4 << 20  # tokenizer_config.json holds a chat template of 
 MAX_TOKEN_ID = 1 << 21
 MAX_DEPTH = 32
 MAX_TOKEN_BYTES = 64 << 10
+_MAX_SHOWN = 120
 _MODELS = ("BPE", "Unigram", "WordLevel", "WordPiece")
 
 
 def _fail(path: Path, field: str, expected: str, found: object) -> TokenizerError:
+    shown = _shown(found)
     return TokenizerError(
-        f"{path.name}: {field}: expected {expected}, found {found}",
+        f"{path.name}: {field}: expected {expected}, found {shown}",
         hint="the file is damaged or made to do harm; download the tokenizer again",
         path=str(path),
         field=field,
         expected=expected,
-        found=found,
+        found=shown,
     )
+
+
+def _shown(value: object) -> str:
+    """A value of the file, or words about it, short and printable."""
+    if value is None or isinstance(value, bool | int | float):
+        return str(value)
+    is_plain = isinstance(value, str) and len(value) <= _MAX_SHOWN and value.isprintable()
+    return str(value) if is_plain else quoted(value)
 
 
 def read_file(folder: Path, name: str, limit_bytes: int) -> str | None:
@@ -82,7 +92,7 @@ def read_json_object(
             expected, found.
     """
     text = read_file(folder, name, limit_bytes)
-    return {} if text is None else _object_in(text, folder / name)
+    return {} if text is None else _object_in(text, folder / name, MAX_DEPTH)
 
 
 def read_tokenizer_file(folder: Path) -> tuple[dict[str, Any], str]:
@@ -104,14 +114,15 @@ def read_tokenizer_file(folder: Path) -> tuple[dict[str, Any], str]:
             expected="tokenizer.json",
             found=None,
         )
-    data = _object_in(text, path)
+    # Its parts are looked at below, and the library refuses broken characters.
+    data = _object_in(text, path, None)
     check_tokenizer(data, path)
     return data, text
 
 
-def _object_in(text: str, path: Path) -> dict[str, Any]:
+def _object_in(text: str, path: Path, max_depth: int | None) -> dict[str, Any]:
     try:
-        return parse_object(text, path.name, path=path, max_depth=None)
+        return parse_object(text, path.name, path=path, max_depth=max_depth)
     except CheckpointError as error:
         field = "nesting" if error.facts["rule"] == "depth" else "content"
         reason = error.message.removeprefix(f"{path.name}: ")[:200]
@@ -141,7 +152,7 @@ def check_tokenizer(data: dict[str, Any], path: Path) -> None:
     elif kind in ("WordLevel", "WordPiece"):
         unk = model.get("unk_token")
         if unk not in vocab:
-            raise _fail(path, "model.unk_token", "a token of the vocabulary", repr(unk))
+            raise _fail(path, "model.unk_token", "a token of the vocabulary", unk)
     added = _check_added(data.get("added_tokens", []), path)
     _check_replace(data, path)
     _check_post_processor(data.get("post_processor"), vocab.keys() | added, path)
@@ -184,9 +195,9 @@ def _unigram_vocab(model: dict[str, Any], path: Path) -> dict[str, int]:
     for index, entry in enumerate(entries):
         good = isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)
         if not good or type(entry[1]) not in (int, float):
-            raise _fail(path, f"model.vocab[{index}]", "[token, score]", repr(entry)[:80])
+            raise _fail(path, f"model.vocab[{index}]", "[token, score]", entry)
         if entry[0] in vocab:
-            raise _fail(path, f"model.vocab[{index}]", "unique tokens", repr(entry[0])[:80])
+            raise _fail(path, f"model.vocab[{index}]", "unique tokens", entry[0])
         vocab[entry[0]] = index
     unk = model.get("unk_id")
     if not model.get("byte_fallback") and (type(unk) is not int or not 0 <= unk < len(vocab)):
@@ -206,19 +217,21 @@ def _check_bpe(model: dict[str, Any], vocab: dict[str, int], path: Path) -> None
     for index, merge in enumerate(merges):
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(pair, list) or len(pair) != 2:
-            raise _fail(path, f"model.merges[{index}]", "a pair of tokens", repr(merge)[:80])
+            raise _fail(path, f"model.merges[{index}]", "a pair of tokens", merge)
         left, right = pair
         if not isinstance(left, str) or not isinstance(right, str):
-            raise _fail(path, f"model.merges[{index}]", "a pair of tokens", repr(merge)[:80])
+            raise _fail(path, f"model.merges[{index}]", "a pair of tokens", merge)
         # The library cuts the prefix off the right side by length, so it has to be there.
         if prefix and not right.startswith(prefix):
-            raise _fail(path, f"model.merges[{index}]", f"a right side with {prefix!r}", right[:80])
+            raise _fail(
+                path, f"model.merges[{index}]", f"a right side with {quoted(prefix)}", right
+            )
         for token in (left, right, left + right[len(prefix) :]):
             if token not in vocab:
-                raise _fail(path, f"model.merges[{index}]", "tokens of the vocabulary", token[:80])
+                raise _fail(path, f"model.merges[{index}]", "tokens of the vocabulary", token)
     unk = model.get("unk_token")
     if unk is not None and not (isinstance(unk, str) and unk in vocab):
-        raise _fail(path, "model.unk_token", "null or a token of the vocabulary", repr(unk)[:80])
+        raise _fail(path, "model.unk_token", "null or a token of the vocabulary", unk)
 
 
 def _check_added(added: object, path: Path) -> set[str]:
@@ -229,14 +242,14 @@ def _check_added(added: object, path: Path) -> set[str]:
     for index, token in enumerate(added):
         field = f"added_tokens[{index}]"
         if not isinstance(token, dict) or not isinstance(token.get("content"), str):
-            raise _fail(path, field, "an object with content and id", repr(token)[:80])
+            raise _fail(path, field, "an object with content and id", token)
         token_id, content = token.get("id"), token["content"]
         if type(token_id) is not int or not 0 <= token_id < MAX_TOKEN_ID:
             raise _fail(path, f"{field}.id", "an id in 0..2^21-1", token_id)
         if not content or len(content) > 512:
             raise _fail(path, f"{field}.content", "1..512 characters", len(content))
         if token_id in ids or content in contents:
-            raise _fail(path, field, "unique ids and contents", repr(content)[:80])
+            raise _fail(path, field, "unique ids and contents", content)
         ids.add(token_id)
         contents.add(content)
     return contents
@@ -252,7 +265,9 @@ def _check_replace(data: dict[str, Any], path: Path) -> None:
         elif isinstance(item, dict):
             pattern = item.get("pattern")
             if isinstance(pattern, dict) and "" in (pattern.get("String"), pattern.get("Regex")):
-                raise _fail(path, f"{item.get('type')}.pattern", "a pattern", "an empty one")
+                raise _fail(
+                    path, f"{_shown(item.get('type'))}.pattern", "a pattern", "an empty one"
+                )
             stack.extend(item.values())
 
 
@@ -275,15 +290,15 @@ def _check_post_processor(part: object, tokens: set[str], path: Path) -> None:
                 continue
             token = special.get("id") if isinstance(special, dict) else None
             if not isinstance(token, str) or token not in table:
-                raise _fail(path, f"post_processor.{name}", "a listed special token", repr(token))
+                raise _fail(path, f"post_processor.{name}", "a listed special token", token)
     for token, entry in table.items():
         names = entry.get("tokens") if isinstance(entry, dict) else None
         ids = entry.get("ids") if isinstance(entry, dict) else None
         if not isinstance(names, list) or not isinstance(ids, list) or len(names) != len(ids):
-            raise _fail(path, f"post_processor.special_tokens[{token[:40]!r}]", "ids", repr(entry))
+            raise _fail(path, f"post_processor.special_tokens[{token[:40]!r}]", "ids", entry)
         for inner in names:
             if not isinstance(inner, str) or inner not in tokens:
-                raise _fail(path, "post_processor.special_tokens", "known tokens", repr(inner)[:80])
+                raise _fail(path, "post_processor.special_tokens", "known tokens", inner)
         for token_id in ids:
             if type(token_id) is not int or not 0 <= token_id < MAX_TOKEN_ID:
                 raise _fail(path, "post_processor.special_tokens", "ids below 2^21", token_id)

@@ -248,13 +248,58 @@ def test_file_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert caught.value.facts["field"] == "file size"
 
 
-@pytest.mark.parametrize("value", [-1, 1 << 21, "2", 1.5, True, [1, "x"], {"a": 1}])
+@pytest.mark.parametrize(
+    "value", [-1, 1 << 21, "2", 1.5, True, [1, "x"], {"a": 1}, "\x1b[2J" * 999, ["x" * 9999]]
+)
 def test_bad_end_token(tmp_path: Path, value: object) -> None:
+    """Shown short, whatever it is."""
     write_tokenizer(tmp_path, byte_level_file())
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
     with pytest.raises(TokenizerError) as caught:
         load_tokenizer(tmp_path)
     assert caught.value.facts["field"] == "eos_token_id"
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+
+
+SIDE_FILES = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "config.json",
+)
+
+
+@pytest.mark.parametrize("name", SIDE_FILES)
+@pytest.mark.parametrize(
+    "text", ['{"bos_token": "\\ud800"}', '{"x": [{"\\udfff": 1}]}', '{"a":' * 40 + "1" + "}" * 40]
+)
+def test_half_characters_and_depth_in_side_files(tmp_path: Path, name: str, text: str) -> None:
+    write_tokenizer(tmp_path, byte_level_file(special=["<s>"]))
+    (tmp_path / name).write_text(text)
+    with pytest.raises(TokenizerError) as caught:
+        load_tokenizer(tmp_path)
+    assert caught.value.facts["path"].endswith(name)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("value", ["\x00\x1b[2J", "\ud800", "x" * 50_000, ["y"] * 9999])
+def test_what_was_found_is_shown_short_and_printable(tmp_path: Path, value: object) -> None:
+    for change in (
+        lambda d: d["model"]["vocab"].update(zz=value),
+        lambda d: d["model"]["merges"].append([value, "a"]),
+        lambda d: d["model"].update(unk_token=value),
+        lambda d: d["model"].update(type=value),
+        lambda d: d["added_tokens"].append(_added(id=value)),
+        lambda d: d["added_tokens"].append(_added(content=[value])),
+        lambda d: d["added_tokens"].append(value),
+    ):
+        data = byte_level_file(special=["<s>"])
+        change(data)
+        with pytest.raises(TokenizerError) as caught:
+            load_tokenizer(write_tokenizer(tmp_path, data))
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 400
 
 
 def test_end_tokens_of_all_files(tmp_path: Path) -> None:
