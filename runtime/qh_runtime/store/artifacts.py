@@ -21,7 +21,14 @@ from qh_runtime.store.hub import RepoListing
 from qh_runtime.store.names import check_file_names
 from qh_runtime.store.transfer import RemoteFile
 
-__all__ = ["Artifact", "ArtifactFile", "artifact_names", "choose_artifact", "with_shards"]
+__all__ = [
+    "Artifact",
+    "ArtifactFile",
+    "alternatives",
+    "artifact_names",
+    "choose_artifact",
+    "with_shards",
+]
 
 _MIB = 1 << 20
 # What the readers of these files take at most.
@@ -130,7 +137,7 @@ def choose_artifact(listing: RepoListing, name: str = "") -> Artifact:
         if remote is not None:
             files.append(_side(listing, path, remote, limit))
         elif path in _REQUIRED:
-            _missing(listing, path)
+            _missing(listing, name, path)
     files += _licences(listing, name)
     if index is not None:
         files.append(_side(listing, INDEX, index, MAX_INDEX_BYTES))
@@ -160,6 +167,18 @@ def with_shards(listing: RepoListing, artifact: Artifact, shards: Iterable[str])
         files.append(ArtifactFile(shard, remote, "weights"))
     check_file_names(x.path for x in files)
     return replace(artifact, files=tuple(files))
+
+
+def alternatives(listing: RepoListing, artifact: str) -> str:
+    """Return a sentence with names that may be pulled instead, "" where the listing has none.
+
+    Args:
+        artifact: the one that is no use.
+    """
+    others = [x for x in artifact_names(listing) if x != artifact]
+    names = [f"{listing.repo}:{x}" if x else listing.repo for x in others]
+    names += [x for x in listing.base_model if x != listing.repo]
+    return f"try {' or '.join(names[:4])}" if names else ""
 
 
 def _within(folder: str, name: str) -> str:
@@ -198,7 +217,7 @@ def _licences(listing: RepoListing, folder: str) -> list[ArtifactFile]:
     return list(found.values())
 
 
-def _missing(listing: RepoListing, path: str) -> NoReturn:
+def _missing(listing: RepoListing, artifact: str, path: str) -> NoReturn:
     if path == "tokenizer.json":
         others = sorted(
             x.path for x in listing.files if x.path.endswith((".model", "vocab.json", "vocab.txt"))
@@ -208,7 +227,8 @@ def _missing(listing: RepoListing, path: str) -> NoReturn:
         found = "found none"
     raise StoreError(
         f"{listing.repo}: expected {path}, {found}",
-        hint=_alternatives(listing, ()) or "choose another copy of the model, or convert this one",
+        hint=alternatives(listing, artifact)
+        or "choose another copy of the model, or convert this one",
         name=listing.repo,
         rule="missing file",
         file=path,
@@ -233,7 +253,7 @@ def _refuse(listing: RepoListing, name: str, artifacts: tuple[str, ...]) -> NoRe
     kinds = tuple(unread)
     raise StoreError(
         f"{quoted(what)[1:-1]}: {message}",
-        hint=_alternatives(listing, artifacts) or "choose a repository with safetensors files",
+        hint=alternatives(listing, name) or "choose a repository with safetensors files",
         name=listing.repo,
         rule=kinds[0] if kinds else "nothing",
         found=kinds,
@@ -252,10 +272,3 @@ def _unread(paths: Iterable[str]) -> Mapping[str, list[str]]:
                 found.setdefault(kind, []).append(path)
                 break
     return {kind: sorted(found[kind]) for kind in _OTHERS if kind in found}
-
-
-def _alternatives(listing: RepoListing, artifacts: tuple[str, ...]) -> str:
-    """Names that can be pulled instead, as far as the listing tells."""
-    names = [f"{listing.repo}:{x}" if x else listing.repo for x in artifacts]
-    names += [x for x in listing.base_model if x != listing.repo]
-    return f"try {' or '.join(names[:4])}" if names else ""

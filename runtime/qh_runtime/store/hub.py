@@ -11,12 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
 from qh_runtime.checkpoints.strict_json import quoted
 from qh_runtime.errors import QhError, StoreError
-from qh_runtime.store.hub_errors import hub_failure, retry_delay_s, unsound
+from qh_runtime.store.hub_errors import disabled, hub_failure, retry_delay_s, unsound
 from qh_runtime.store.hub_session import bounded_session
 from qh_runtime.store.layout import model_slug
 from qh_runtime.store.names import check_file_name
@@ -75,10 +76,17 @@ class RepoListing:
         wrong = self.unsound.get(quoted(path))
         if wrong is not None:
             raise unsound(self.repo, f"{quoted(path)}: {wrong}", file=path)
-        found = [x for x in self.files if x.path == path]
+        found = self._by_path.get(path, [])
         if len(found) > 1:
             raise unsound(self.repo, f"{quoted(path)}: listed twice", file=path)
         return found[0] if found else None
+
+    @cached_property
+    def _by_path(self) -> dict[str, list[RemoteFile]]:
+        found: dict[str, list[RemoteFile]] = {}
+        for file in self.files:
+            found.setdefault(file.path, []).append(file)
+        return found
 
 
 def list_repo(
@@ -209,9 +217,7 @@ def _listing(repo: str, revision: str, endpoint: str, info: Any) -> RepoListing:
     if _COMMIT.fullmatch(revision) and commit != revision:
         raise unsound(repo, f"commit: expected {revision}, found {commit}")
     if info.disabled:
-        raise StoreError(
-            f"{repo}: the hub has disabled this repository", hint="choose another one", name=repo
-        )
+        raise disabled(repo)
     siblings = info.siblings
     if not isinstance(siblings, list) or len(siblings) > MAX_FILES:
         raise unsound(repo, f"files: expected a list of at most {MAX_FILES}")

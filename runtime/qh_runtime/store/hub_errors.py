@@ -9,7 +9,7 @@ from qh_runtime.errors import DownloadError, ModelNotFoundError, QhError, StoreE
 from qh_runtime.store.hub_session import AnswerRefused
 from qh_runtime.store.transfer import FetchOptions
 
-__all__ = ["hub_failure", "retry_delay_s", "terms_failure", "unsound"]
+__all__ = ["disabled", "hub_failure", "retry_delay_s", "terms_failure", "unsound"]
 
 _TOKEN_HINT = "run: hf auth login (or set HF_TOKEN)"
 _RETRIED = (408, 429, 500, 502, 503, 504)
@@ -23,6 +23,16 @@ def unsound(repo: str, message: str, **facts: Any) -> StoreError:
         name=repo,
         rule="unsound",
         **facts,
+    )
+
+
+def disabled(repo: str) -> StoreError:
+    """The error for a repository that the hub has closed; the caller raises it."""
+    return StoreError(
+        f"{repo}: the hub has disabled this repository",
+        hint="choose another one",
+        name=repo,
+        rule="disabled",
     )
 
 
@@ -81,6 +91,8 @@ def hub_failure(error: Exception, repo: str, revision: str, endpoint: str) -> Qh
             revision=revision,
             **facts,
         )
+    if isinstance(error, errors.DisabledRepoError):
+        return disabled(repo)
     if isinstance(error, errors.OfflineModeIsEnabled):
         return DownloadError(
             f"{repo}: the hub is not asked while offline",

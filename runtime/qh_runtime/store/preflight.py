@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,13 @@ from qh_runtime.options import LoadOptions
 from qh_runtime.packing.matrices import check_tensors, plan_matrices
 from qh_runtime.planned_model import PlannedModel, plan_checkpoint
 from qh_runtime.planner.plan import Plan
-from qh_runtime.store.artifacts import Artifact, ArtifactFile, choose_artifact, with_shards
+from qh_runtime.store.artifacts import (
+    Artifact,
+    ArtifactFile,
+    alternatives,
+    choose_artifact,
+    with_shards,
+)
 from qh_runtime.store.download import fetch_file, fetch_span, stored_blob
 from qh_runtime.store.hub import RepoListing
 from qh_runtime.store.hub_errors import terms_failure
@@ -41,7 +47,7 @@ from qh_runtime.store.transfer import FetchOptions, OnTransfer, StopSignal
 from qh_runtime.store.wire import Stopped
 from qh_runtime.units import gigabytes
 
-__all__ = ["Preflight", "PreflightRequest", "run_preflight"]
+__all__ = ["Preflight", "PreflightRequest", "check_room", "run_preflight"]
 
 # Beyond the bytes themselves; what a transfer asks for, too.
 SPARE_SHARE = 0.05
@@ -140,7 +146,7 @@ def run_preflight(
             raise
         raise terms from error
     except CheckpointError as error:
-        raise _with_alternative(error, listing) from error
+        raise _with_alternative(error, listing, request.artifact) from error
 
 
 class _Preflight:
@@ -230,7 +236,7 @@ class _Preflight:
             plan=planned.plan,
             notes=tuple(_notes(self._listing, config, planned.plan)),
         )
-        _check_room(self._layout, preflight, self._request.quota_bytes)
+        check_room(self._layout, preflight, self._request.quota_bytes)
         return preflight
 
 
@@ -239,14 +245,21 @@ def _folder(layout: StoreLayout, name: str) -> Iterator[Path]:
     """A folder of the store that is gone afterwards, for links to small files."""
     with disk_errors("make", layout.snapshots, 0):
         layout.snapshots.mkdir(parents=True, exist_ok=True)
-        for path in layout.snapshots.glob(".*.tmp"):
-            if time.time() - path.lstat().st_mtime > _STALE_S:
-                shutil.rmtree(path, ignore_errors=True)
+        _remove_stale(layout.snapshots)
         folder = Path(tempfile.mkdtemp(".tmp", f".{model_slug(name)}.", layout.snapshots))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_stale(snapshots: Path) -> None:
+    """Remove the folders of looks that were killed."""
+    for path in snapshots.glob(".*.tmp"):
+        # Another process may be doing the same.
+        with suppress(FileNotFoundError):
+            if time.time() - path.lstat().st_mtime > _STALE_S:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _check_tokenizer(folder: Path, planned: PlannedModel) -> None:
@@ -272,12 +285,16 @@ def _disk_bytes(path: Path) -> int:
         return 0
 
 
-def _check_room(layout: StoreLayout, found: Preflight, quota_bytes: int | None) -> None:
-    """Refuse what the disk or the quota cannot hold; what is all there already is welcome."""
+def check_room(layout: StoreLayout, found: Preflight, quota_bytes: int | None) -> None:
+    """Return normally if disk and quota can hold a model; what is all there already is welcome.
+
+    Raises:
+        StoreError: facts name, rule ("disk" or "quota"), required_bytes, free_bytes.
+    """
     needed = found.download_bytes + found.packed_bytes
     if found.download_bytes == 0:
         return
-    parts = f"{gigabytes(found.download_bytes)} to fetch"
+    parts = f"{gigabytes(found.download_bytes)} of files"
     if found.packed_bytes:
         parts += f" and {gigabytes(found.packed_bytes)} packed"
     required = int(needed * (1 + SPARE_SHARE))
@@ -328,11 +345,10 @@ def _notes(listing: RepoListing, config: Mapping[str, Any], plan: Plan) -> Itera
             yield f"does not fit into memory now: {error.message}"
 
 
-def _with_alternative(error: CheckpointError, listing: RepoListing) -> CheckpointError:
-    """The same error with the repository's name, and the model it was made from where known."""
-    names = [x for x in listing.base_model if x != listing.repo]
-    hint = error.hint
-    if names:
-        hint = f"{hint + '; ' if hint else ''}it was made from {names[0]}, which may be read"
+def _with_alternative(
+    error: CheckpointError, listing: RepoListing, artifact: str
+) -> CheckpointError:
+    """The same error with the repository's name, and what may be read instead where known."""
+    hint = "; ".join(x for x in (error.hint, alternatives(listing, artifact)) if x) or None
     facts = {"name": listing.repo, "base_model": listing.base_model, **error.facts}
     return type(error)(f"{listing.repo}: {error.message}", hint=hint, **facts)

@@ -262,8 +262,11 @@ class _Pull:
         return listing
 
     def _is_current(self, manifest: Manifest, listing: RepoListing) -> bool:
-        return manifest.commit == listing.commit and all(
-            stored_blob(self._layout, x.sha256, x.size) for x in manifest.files
+        # Of a model whose weights were removed, they are wanted again.
+        return (
+            not manifest.dropped
+            and manifest.commit == listing.commit
+            and all(stored_blob(self._layout, x.sha256, x.size) for x in manifest.files)
         )
 
     def _check(self, listing: RepoListing, profile: HardwareProfile) -> Preflight | None:
@@ -295,6 +298,8 @@ class _Pull:
         listing = preflight.listing
         totals = _Totals(manifest.total_bytes, self._emit)
         for file in preflight.artifact.files:
+            if self._stop.stopped:
+                return None
             sha256 = next(x.sha256 for x in manifest.files if x.path == file.path)
             try:
                 found = self._fetch_one(file, sha256, totals)

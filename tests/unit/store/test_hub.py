@@ -267,6 +267,15 @@ def test_no_such_repository_or_revision(hub: HubStub) -> None:
     assert error.facts["revision"] == "no-such-branch"
 
 
+def test_a_repository_that_the_hub_has_closed(hub: HubStub) -> None:
+    repo = hub.add("org/model", FILES, lie=lambda answer: answer.update(disabled=True))
+    assert refused(hub, StoreError).facts["rule"] == "disabled"
+    repo.lie = None
+    hub.failures = [403]
+    hub.headers = {"X-Error-Message": "Access to this resource is disabled."}
+    assert refused(hub, StoreError).facts["rule"] == "disabled"
+
+
 def test_a_private_repository_needs_the_token(
     hub: HubStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,6 +359,15 @@ def test_the_token_is_for_the_hub_alone(hub: HubStub, monkeypatch: pytest.Monkey
     for url in ("https://cdn.example/a", hub.content_host, "http://127.0.0.1/a",
                 hub.endpoint.replace("http", "https")):  # fmt: skip
         assert hub_token(url, hub.endpoint) is None
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
+    assert hub_token(f"{hub.endpoint}/a", hub.endpoint) is None
+
+
+def test_a_token_that_cannot_be_had(hub: HubStub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_OIDC_RESOURCE", "models/org/model")
+    with pytest.raises(StoreError) as caught:
+        hub_token(f"{hub.endpoint}/a", hub.endpoint)
+    assert "hf auth login" in str(caught.value)
 
 
 _PROBE = """
