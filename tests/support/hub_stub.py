@@ -53,6 +53,8 @@ class StubRepo:
     card: dict[str, Any] = field(default_factory=lambda: {"license": "apache-2.0"})
     gated: str | bool = False
     private: bool = False
+    # Whether weights are kept apart from the small files, as the public hub does.
+    lfs: bool = True
     lie: Lie | None = None
     # What is sent for a file, in place of its content.
     swapped: dict[str, bytes] = field(default_factory=dict)
@@ -65,6 +67,10 @@ class StubRepo:
         self.branches[branch] = commit
         return commit
 
+    def is_large(self, path: str) -> bool:
+        """Whether a file is answered by a redirect."""
+        return self.lfs and path.endswith(_LARGE)
+
     def metadata(self, commit: str) -> dict[str, Any]:
         """The hub's answer for a commit."""
         siblings = []
@@ -72,7 +78,7 @@ class StubRepo:
             entry: dict[str, Any] = {
                 "rfilename": path, "size": len(content), "blobId": git_sha1(content),
             }  # fmt: skip
-            if path.endswith(_LARGE):
+            if self.is_large(path):
                 sha256 = hashlib.sha256(content).hexdigest()
                 entry["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 134}
             siblings.append(entry)
@@ -236,7 +242,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repo.gated and not self._has_token():
             return self._refuse(403, "GatedRepo", "Access to model is restricted")
         headers = {"X-Repo-Commit": commit}
-        if not path.endswith(_LARGE):
+        if not repo.is_large(path):
             headers["ETag"] = f'"{git_sha1(content)}"'
             return self._send_file(repo.swapped.get(path, content), headers)
         sha256 = hashlib.sha256(content).hexdigest()

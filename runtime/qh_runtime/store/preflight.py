@@ -310,7 +310,7 @@ def check_room(layout: StoreLayout, found: Preflight, quota_bytes: int | None) -
         )
     if quota_bytes is None:
         return
-    held = sum(_disk_bytes(x) for place in (layout.blobs, layout.parts) for x in _files(place))
+    held = sum(_disk_bytes(x) for place in (layout.blobs, layout.parts) for x in place.glob("*"))
     left = max(0, quota_bytes - held)
     if needed > left:
         raise StoreError(
@@ -324,13 +324,6 @@ def check_room(layout: StoreLayout, found: Preflight, quota_bytes: int | None) -
             quota_bytes=quota_bytes,
             held_bytes=held,
         )
-
-
-def _files(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError:
-        return []
 
 
 def _notes(listing: RepoListing, config: Mapping[str, Any], plan: Plan) -> Iterator[str]:

@@ -36,7 +36,7 @@ COMMITS: list[Any] = [
 REPOSITORIES = [
     "", "/", "a/", "/a", "a/b/c", "../x", "a/..", "..", "a..b/c", "a--b/c", "a b", "a\0b", "a\nb/c",
     "\x1b[2J", "-a/b", ".a/b", "a/b?x=1", "a/b#x", "a%2fb", "https://x/y", "a" * 300, "caf\u00e9/b",
-    "a\\b", "datasets/a/b", "a/b@c", "a:b",
+    "a\\b", "datasets/a/b", "a/b@c", "a:b", "a/b.git",
 ]  # fmt: skip
 REVISIONS = [
     "../x", "..", "a/../b", " ", "a b", "a\0", "a\n", "-x", "/x", "x?y", "x#y", "x%2e", "\x1b[2J",

@@ -276,6 +276,21 @@ def test_a_repository_that_the_hub_has_closed(hub: HubStub) -> None:
     assert refused(hub, StoreError).facts["rule"] == "disabled"
 
 
+def test_metadata_can_be_gated_too(hub: HubStub) -> None:
+    hub.add("org/model", FILES)
+    hub.failures, hub.headers = [403], {"X-Error-Code": "GatedRepo"}
+    assert refused(hub, StoreError).facts["rule"] == "gated"
+    hub.failures, hub.headers = [403], {}
+    assert refused(hub, DownloadError).facts["status"] == 403
+
+
+def test_a_library_without_bounds_is_refused(hub: HubStub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add("org/model", FILES)
+    monkeypatch.setattr("huggingface_hub.get_session", object)
+    assert "1.0" in str(refused(hub, StoreError))
+    assert hub.asked == []
+
+
 def test_a_private_repository_needs_the_token(
     hub: HubStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,6 +393,34 @@ listing = hub.list_repo("org/model")
 token = hub.hub_token(listing.files[0].url, listing.endpoint)
 print(json.dumps([early, listing.endpoint, [x.path for x in listing.files], token]))
 """
+
+
+_OFFLINE_PROBE = """
+import sys
+import huggingface_hub.hf_api
+from qh_chat.offline import OfflineError, go_offline
+from qh_runtime.store.hub import list_repo
+go_offline()
+try:
+    list_repo("org/model")
+except OfflineError as error:
+    print("refused", error.hint)
+"""
+
+
+def test_the_switch_of_the_app_is_stronger_than_the_library(hub: HubStub, tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    environment |= {
+        "PYTHONPATH": os.pathsep.join(x for x in sys.path if x),
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(tmp_path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", _OFFLINE_PROBE],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "--offline" in done.stdout
+    assert hub.asked == []
 
 
 def test_a_process_of_its_own_follows_the_environment(hub: HubStub, tmp_path: Path) -> None:

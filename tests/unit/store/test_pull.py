@@ -204,6 +204,29 @@ def test_a_folder_of_a_repository(hub: HubStub, puller: Puller) -> None:
     }
 
 
+def test_weights_that_the_hub_keeps_with_the_small_files(hub: HubStub, puller: Puller) -> None:
+    files = sharded()
+    hub.add(NAME, files, lfs=False)
+    stop = StopSignal()
+
+    def at(event: PullEvent) -> None:
+        if isinstance(event, Transfer) and event.file.state == "done":
+            stop.stop()
+
+    assert puller(stop=stop, at=at) is None
+    unfinished = puller.manifest()
+    assert unfinished is not None
+    shards = sorted(x for x in files if x.startswith("model-"))
+    assert [x.path for x in unfinished.files if not x.sha256] == shards[1:]
+    manifest = puller()
+    assert manifest is not None
+    assert {x.key[:4] for x in manifest.files} == {"git-"}
+    assert puller.content() == files
+    hub.asked.clear()
+    assert puller() == manifest
+    assert len(hub.asked) == 1
+
+
 def test_a_branch_has_a_name_of_its_own(hub: HubStub, puller: Puller) -> None:
     repo = hub.add(NAME, ternary())
     other = repo.push({**ternary(), "LICENSE": b"x"}, "dev")
@@ -503,6 +526,15 @@ def test_a_damaged_manifest_is_written_again(hub: HubStub, puller: Puller) -> No
     manifest = puller()
     assert manifest is not None
     assert puller.manifest() == manifest
+
+
+def test_a_stop_while_the_hub_is_asked(hub: HubStub, puller: Puller) -> None:
+    hub.add(NAME, ternary())
+    hub.failures = [503]
+    stop = StopSignal()
+    stop.stop()
+    assert puller(stop=stop) is None
+    assert puller.events == []
 
 
 def test_the_quota_is_asked(hub: HubStub, puller: Puller) -> None:
