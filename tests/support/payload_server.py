@@ -63,10 +63,11 @@ class Fault:
 
 @dataclass
 class Request:
-    """One request as it came, and the payload bytes sent in answer."""
+    """One request as it came, from which port, and the payload bytes sent in answer."""
 
     path: str
     headers: Message
+    client: int
     sent_bytes: int = 0
 
     @property
@@ -211,7 +212,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         payload = self.server.payload
         path = self.path.partition("?")[0].lstrip("/")
-        request = Request(self.path.lstrip("/"), self.headers)
+        request = Request(self.path.lstrip("/"), self.headers, self.client_address[1])
         number = payload.note(request)
         fault = payload.plan(number, request) or Fault()
         content = fault.content if fault.content is not None else payload.files.get(path)

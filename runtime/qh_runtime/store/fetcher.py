@@ -19,8 +19,11 @@ __all__ = ["Fetcher", "RateLimit", "Transfer", "Tries"]
 _PROGRESS_BYTES = 16 << 10
 # Failures in a row after which a connection leaves the work to the others.
 _LEAVE_AFTER = 3
+# Of the mean rate of a connection; one that is slower for the read timeout is opened anew.
+_LAGGARD_SHARE = 0.02
 # No new connection for so long after one has left.
 _REST_S = 30.0
+_SCRATCH_BYTES = 64 << 10
 # What the cap lets pass without a pause.
 _BURST_S = 0.1
 
@@ -92,6 +95,7 @@ class Transfer:
         # One until the server has shown that it sends ranges.
         self.wanted = 1
         self._received_before = 0
+        self._started_at = time.monotonic()
         self._lock = threading.Lock()
         self._rest_until = 0.0
         self._hold_until = 0.0
@@ -152,6 +156,16 @@ class Transfer:
             self._rest_until = time.monotonic() + _REST_S
             return True
 
+    def pace_floor(self) -> float:
+        """Bytes/s below which a connection holds up the others so much that a new one is worth it.
+
+        A try that brings bytes counts as progress, so a link that is slow for all fails nothing.
+        """
+        with self._lock:
+            received = self._received_before + sum(x.received_bytes for x in self.running)
+            seconds = time.monotonic() - self._started_at
+            return _LAGGARD_SHARE * received / max(seconds, 0.1) / max(1, len(self.running))
+
     def hold(self, seconds: float) -> None:
         """The server asks everyone to wait."""
         with self._lock:
@@ -190,7 +204,7 @@ class Fetcher(threading.Thread):
         self._transfer = transfer
         self._part = transfer.part
         self._claims = transfer.claims
-        self._channel = Channel(transfer.options, transfer.halt.is_set)
+        self._channel = Channel(transfer.options, transfer.halt.is_set, transfer.pace_floor)
         self._tries = Tries(transfer.options)
         self._buffer = memoryview(bytearray(CHUNK_BYTES))
         # Chunks taken and not done; of the first one, `_filled` bytes are in the buffer, the first
@@ -260,14 +274,12 @@ class Fetcher(threading.Thread):
                 if self._claims.free == 0:
                     return
                 if self._claims.take_one(index):
-                    self._claim = range(index, index + 1)
-                    self._filled = self._kept = 0
+                    self._take(range(index, index + 1))
+                    self._skip(body, self._filled)
                     self._fill(body)
                     self._claim = range(0)
                 else:
-                    left = self._part.chunk_length(index)
-                    while left:
-                        left -= self._receive(body, self._buffer[:left])
+                    self._skip(body, self._part.chunk_length(index))
         except TransientError:
             self._give_back()
             raise
@@ -284,6 +296,12 @@ class Fetcher(threading.Thread):
             self._new += count
         self._part.put(index, self._buffer[:length], self._kept)
         self._claims.done(index)
+
+    def _skip(self, body: Body, count: int) -> None:
+        """Receive bytes that are there already."""
+        scratch = memoryview(bytearray(min(count, _SCRATCH_BYTES)))
+        while count:
+            count -= self._receive(body, scratch[:count])
 
     def _receive(self, body: Body, view: memoryview) -> int:
         if self._transfer.halt.is_set():

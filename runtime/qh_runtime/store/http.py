@@ -80,9 +80,16 @@ class Channel:
     Args:
         options: time limits; the cap decides the receive window.
         stopped: asked during every wait.
+        floor: bytes/s below which a connection is worth replacing; others are much faster.
     """
 
-    def __init__(self, options: FetchOptions, stopped: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        options: FetchOptions,
+        stopped: Callable[[], bool],
+        floor: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        self.floor = floor
         self._options = options
         self._dialer = Dialer(
             options.connect_timeout_s,
@@ -240,10 +247,10 @@ class Body:
         waited = self._channel.waited_s - self._window_start_s
         if waited < self._timeout_s:
             return
-        if self._window_bytes < MIN_BYTES_PER_S * self._timeout_s:
-            raise TransientError(
-                f"{self._host}: only {self._window_bytes} bytes in {waited:.3g} s", slow=True
-            )
+        slow = self._window_bytes < MIN_BYTES_PER_S * self._timeout_s
+        if slow or self._window_bytes < self._channel.floor() * self._timeout_s:
+            reason = f"{self._host}: only {self._window_bytes} bytes in {waited:.3g} s"
+            raise TransientError(reason, slow=slow)
         self._window_start_s += waited
         self._window_bytes = 0
 

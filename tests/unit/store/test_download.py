@@ -205,6 +205,17 @@ def test_the_cap_holds_over_all_connections(layout: StoreLayout) -> None:
     assert seconds >= 0.8 * len(CONTENT) / rate
 
 
+def test_a_connection_that_lags_far_behind_is_replaced(layout: StoreLayout) -> None:
+    """It brings more than the least that counts, and would hold up the file for minutes."""
+    options = FetchOptions(read_timeout_s=0.2)
+    lagging = Fault(drip=(500, 0.05))
+    with PayloadServer({"file": CONTENT}, lambda n, _: lagging if n == 1 else None) as server:
+        start = time.monotonic()
+        fetch(layout, server.remote_file("file", sha256=SHA256), options)
+        assert time.monotonic() - start < 5
+        assert server.sent_bytes <= 1.01 * len(CONTENT)
+
+
 def test_damage_in_a_part_is_fetched_again_and_nothing_else(layout: StoreLayout) -> None:
     part = Part(layout, SHA256, len(CONTENT))
     for index in range(8):
