@@ -2,28 +2,15 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
 
+#include "bench/bench_memory.h"
 #include "bench/bench_threads.h"
 #include "core/half.h"
 #include "formats.h"
 
 namespace qh {
 namespace {
-
-struct Free {
-  void operator()(void* memory) const noexcept { std::free(memory); }
-};
-using Buffer = std::unique_ptr<uint8_t, Free>;
-
-Buffer allocate(int64_t bytes) {
-  void* memory = std::aligned_alloc(64, static_cast<size_t>(round_up(bytes, 64)));
-  if (memory == nullptr) throw std::bad_alloc();
-  return Buffer(static_cast<uint8_t*>(memory));
-}
 
 // Codes are pseudo-random, scales are 1/128: finite everywhere.
 void fill_matrix(const LinearBench& bench, uint8_t* data) {
@@ -54,10 +41,10 @@ LinearBenchResult run(const LinearBench& bench) {
   const FormatKernels& kernels = bench.table->formats[static_cast<int32_t>(bench.format)];
   const int64_t copies = std::max<int64_t>(1, bench.working_set_bytes / bench.nbytes);
   const int64_t stride = round_up(bench.nbytes, 64);
-  const Buffer weights = allocate(copies * stride);
-  fill_matrix(bench, weights.get());
+  const BenchMemory weights(copies * stride);
+  fill_matrix(bench, weights.data());
   for (int64_t i = 1; i < copies; ++i) {
-    std::memcpy(weights.get() + i * stride, weights.get(), static_cast<size_t>(bench.nbytes));
+    std::memcpy(weights.data() + i * stride, weights.data(), static_cast<size_t>(bench.nbytes));
   }
 
   const int64_t padded = round_up(bench.cols, kActivationPad);
@@ -86,7 +73,7 @@ LinearBenchResult run(const LinearBench& bench) {
     const int64_t end = std::min(bench.rows, tiles * (thread + 1) / bench.threads * kTileRows);
     int64_t done = 0;
     do {
-      const MatrixView w{weights.get() + done % copies * stride, bench.rows, bench.cols,
+      const MatrixView w{weights.data() + done % copies * stride, bench.rows, bench.cols,
                          bench.format};
       if (kernels.linear_quantized != nullptr) {
         kernels.linear_quantized(w, activations, y.data(), bench.rows, begin, end);
