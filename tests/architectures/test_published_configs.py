@@ -11,7 +11,8 @@ import pytest
 
 from qh_runtime.architectures import decoder_shape, spec_from_config
 from qh_runtime.architectures.base import DecoderSpec
-from qh_runtime.errors import UnsupportedArchitectureError
+from qh_runtime.checkpoints.schemes import require_known_scheme
+from qh_runtime.errors import UnsupportedArchitectureError, UnsupportedTensorError
 
 COMMON = {"hidden_act": "silu", "initializer_range": 0.02, "use_cache": True}
 LLAMA_3_2_1B = {
@@ -255,8 +256,163 @@ def test_windows_of_published_configs() -> None:
         assert {x.sliding_window for x in spec_from_config(config).layers} == {0}
 
 
-def test_yarn_variant_of_a_published_config_is_refused() -> None:
-    yarn = {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"}
+def _newer(config: dict[str, Any]) -> dict[str, Any]:
+    """The same config as transformers 5 saves it."""
+    found = {key: value for key, value in config.items() if not key.startswith("_")}
+    scaling = found.pop("rope_scaling", None) or {"rope_type": "default"}
+    found["rope_parameters"] = {**scaling, "rope_theta": found.pop("rope_theta")}
+    found["dtype"] = found.pop("torch_dtype", "bfloat16")
+    return found | {"transformers_version": "5.23.0", "pad_token_id": None}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [LLAMA_3_2_1B, SMOLLM2_135M, QWEN2_5_0_5B, QWEN3_0_6B, MISTRAL_7B_V01, MISTRAL_NEMO, BITNET_2B],
+)
+def test_both_spellings_are_the_same_model(config: dict[str, Any]) -> None:
+    assert spec_from_config(_newer(config)) == spec_from_config(config)
+    layers = config["num_hidden_layers"]
+    if config["model_type"] in ("qwen2", "qwen3"):
+        listed = {**_newer(config), "layer_types": ["full_attention"] * layers}
+        assert spec_from_config(listed) == spec_from_config(config)
+
+
+# What others have published under the five types: base config and what differs.
+ACCEPTED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "Llama 1, first conversion": (
+        MISTRAL_7B_V01,
+        {
+            "model_type": "llama",
+            "architectures": ["LLaMAForCausalLM"],
+            "num_key_value_heads": None,
+            "intermediate_size": 11008,
+            "sliding_window": None,
+            "max_sequence_length": 2048,
+            "pad_token_id": -1,
+        },
+    ),
+    "position interpolation": (
+        SMOLLM2_135M,
+        {"rope_scaling": {"factor": 4.0, "type": "linear"}},
+    ),
+    "sliding window without use": (
+        QWEN2_5_0_5B,
+        {"sliding_window": 131072, "max_window_layers": 28, "use_sliding_window": False},
+    ),
+    "sliding window null": (QWEN2_5_0_5B, {"sliding_window": None, "max_window_layers": 70}),
+    "llama with the keys of qwen": (
+        SMOLLM2_135M,
+        {"use_sliding_window": False, "max_window_layers": 21, "sliding_window": None},
+    ),
+    "mistral, head_dim null": (MISTRAL_7B_V01, {"head_dim": None, "sliding_window": None}),
+    "unsloth": (
+        LLAMA_3_2_1B,
+        {"unsloth_fixed": True, "unsloth_version": "2025.1", "pad_token_id": 128004},
+    ),
+    "distilled into qwen2": (
+        QWEN2_5_0_5B,
+        {"use_mrope": False, "tie_word_embeddings": False, "rope_theta": 10000},
+    ),
+    "bitnet masters": (
+        BITNET_2B,
+        {
+            "quantization_config": {
+                "quant_method": "bitnet",
+                "linear_class": "autobitlinear",
+                "quantization_mode": "online",
+            }
+        },
+    ),
+    "bitnet, theta of 1e11": (FALCON3_7B_TERNARY, {"rope_theta": 1e11, "num_logits_to_keep": None}),
+}
+
+
+@pytest.mark.parametrize("kind", ACCEPTED)
+def test_variants_of_published_configs(kind: str) -> None:
+    base, changes = ACCEPTED[kind]
+    config = {**base, **changes}
+    spec = spec_from_config(config)
+    require_known_scheme(config)
+    assert {layer.sliding_window for layer in spec.layers} == {0}
+
+
+# Published too, and not what these types compute: base, what differs, the key that must be named.
+REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "yarn": (
+        QWEN2_5_0_5B,
+        {
+            "rope_scaling": {
+                "factor": 4.0,
+                "original_max_position_embeddings": 32768,
+                "type": "yarn",
+            }
+        },
+        "type",
+    ),
+    "yarn, newer": (
+        QWEN3_0_6B,
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6}},
+        "rope_type",
+    ),
+    "dynamic": (SMOLLM2_135M, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "type"),
+    "multimodal positions": (
+        QWEN2_5_0_5B,
+        {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}},
+        "type",
+    ),
+    "a million tokens by chunks": (
+        QWEN2_5_0_5B,
+        {"dual_chunk_attention_config": {"chunk_size": 262144, "local_size": 8192}},
+        "dual_chunk_attention_config",
+    ),
+    "windows in llama": (
+        SMOLLM2_135M,
+        {"use_sliding_window": True, "max_window_layers": 21},
+        "use_sliding_window",
+    ),
+    "interleaved rotation": (SMOLLM2_135M, {"rope_interleaved": True}, "rope_interleaved"),
+    "scaled embeddings": (SMOLLM2_135M, {"embedding_multiplier": 12.0}, "embedding_multiplier"),
+    "capped logits": (MISTRAL_7B_V01, {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+    "searched blocks": (
+        LLAMA_3_2_1B,
+        {"architectures": ["DeciLMForCausalLM"], "block_configs": [{}]},
+        "architectures",
+    ),
+    "reward model": (QWEN2_5_0_5B, {"architectures": ["Qwen2ForRewardModel"]}, "architectures"),
+    "draft head": (LLAMA_3_2_1B, {"architectures": ["LlamaForCausalLMEagle3"]}, "architectures"),
+    "experts": (QWEN3_0_6B, {"model_type": "qwen3_moe", "num_experts": 128}, "model_type"),
+    "images": (
+        {"model_type": "mistral3", "text_config": {"model_type": "mistral"}, "vision_config": {}},
+        {},
+        "model_type",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_other_mathematics_is_refused_by_its_key(kind: str) -> None:
+    base, changes, key = REFUSED[kind]
     with pytest.raises(UnsupportedArchitectureError) as caught:
-        spec_from_config({**QWEN2_5_0_5B, "rope_scaling": yarn})
-    assert caught.value.facts["value"] == "'yarn'"
+        spec_from_config({**base, **changes})
+    assert caught.value.facts["key"] == key
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"quant_method": "gptq", "bits": 4, "group_size": 128},
+        {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True},
+        {"quant_method": "fp8", "weight_block_size": [128, 128]},
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+        {"group_size": 64, "bits": 4},
+    ],
+)
+def test_other_quantization_is_refused_by_its_method(section: dict[str, Any]) -> None:
+    """The decoder is one that is known; what its layers hold is not."""
+    config = {**QWEN3_0_6B, "quantization_config": section}
+    spec_from_config(config)
+    with pytest.raises(UnsupportedTensorError) as caught:
+        require_known_scheme(config)
+    assert caught.value.facts["quant_method"] == section.get("quant_method", "")

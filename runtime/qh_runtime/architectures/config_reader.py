@@ -21,7 +21,8 @@ _T = TypeVar("_T")
 
 # Set by training, generation, tokenization or bookkeeping; none of them enters the forward pass at
 # inference. Dropout is off at inference; pretraining_tp only ordered the sums of training;
-# initializers act before training.
+# initializers act before training; max_window_layers means something beside use_sliding_window
+# alone, which is refused where it is true and not read.
 _HARMLESS_NAMES = """
     architectures attn_implementation auto_map
     bad_words_ids begin_suppress_tokens bos_token_id chat_template chunk_size_feed_forward
@@ -29,7 +30,7 @@ _HARMLESS_NAMES = """
     early_stopping embd_pdrop encoder_no_repeat_ngram_size eos_token_id
     exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
     id2label initializer_range is_bitnet_config is_decoder is_encoder_decoder
-    label2id length_penalty max_length max_sequence_length min_length model_type
+    label2id length_penalty max_length max_sequence_length max_window_layers min_length model_type
     no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences
     output_attentions output_hidden_states output_scores pad_token_id prefix pretraining_tp
     problem_type pruned_heads quantization_config remove_invalid_values repetition_penalty
