@@ -139,7 +139,8 @@ class Bench:
         options = LoadOptions(pack=pack, exact=exact, context_length=64, threads=1)
         tokens = 0
         try:
-            assert entry.problem is None
+            if entry.error is not None:
+                raise entry.error
             session = load_model(entry, options, self.profile, self.root / "cache")
         except QhError as error:
             _check_words(error)
