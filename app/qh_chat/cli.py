@@ -140,6 +140,12 @@ def _main(argv: Sequence[str] | None, on_loaded: Callable[[], None]) -> int:
         log.error("out of memory in %s", args.command, exc_info=error)
         _say(f"qh-chat: {args.command}: the memory of this machine, or of this process, is used up")
         return EXIT_REFUSED
+    except ImportError as error:
+        if error.name is None or not error.name.startswith("qh_kernels"):
+            return _bug(error, args.command, paths)
+        log.error("kernels cannot be loaded", exc_info=error)
+        _say(f"qh-chat: kernels cannot be loaded: {error}; install qh-chat again")
+        return EXIT_REFUSED
     except Exception as error:  # noqa: BLE001 - the outermost layer: logged, and exit code 1
         return _bug(error, args.command, paths)
 

@@ -22,6 +22,8 @@ from qh_chat.commands.context import Context
 from qh_chat.commands.output import plain
 from qh_chat.commands.probe import probe_lines
 from qh_chat.inert import inert
+from qh_chat.loading import Models
+from qh_chat.settings import Settings, SettingsError
 from qh_kernels import isa as instruction_sets
 from qh_kernels.build_info import build_info
 from qh_runtime.errors import QhError
@@ -50,9 +52,11 @@ def run(args: argparse.Namespace, context: Context) -> int:
 
 
 def _report(context: Context) -> tuple[dict[str, Any], HardwareProfile]:
-    profile = context.models(context.settings()).profile()
+    settings, problem = _settings(context)
+    models = context.models(settings)
+    profile = models.profile()
     kernels = _kernels()
-    model = _default_model(context, profile)
+    model = _default_model(models, settings, profile)
     paths = {
         **dataclasses.asdict(context.paths.places),
         "models": context.paths.models_dir,
@@ -65,12 +69,21 @@ def _report(context: Context) -> tuple[dict[str, Any], HardwareProfile]:
         "python": sys.version.replace("\n", " "),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "packages": _packages(),
+        "settings": problem or "read",
         "kernels": kernels,
         "paths": paths,
         "model": model,
         "profile": profile.to_dict(),
-        "sound": kernels["sound"] and model["problem"] is None,
+        "sound": kernels["sound"] and model["problem"] is None and problem is None,
     }, profile
+
+
+def _settings(context: Context) -> tuple[Settings, str | None]:
+    """The settings, or the defaults and why they stand in for them."""
+    try:
+        return context.settings(), None
+    except SettingsError as error:
+        return Settings(), str(error)
 
 
 def _packages() -> dict[str, str]:
@@ -108,17 +121,16 @@ def _kernels() -> dict[str, Any]:
     }
 
 
-def _default_model(context: Context, profile: HardwareProfile) -> dict[str, Any]:
+def _default_model(models: Models, settings: Settings, profile: HardwareProfile) -> dict[str, Any]:
     """The plan of the model that a bare start would load."""
     from qh_runtime.loader import plan_model
 
-    settings = context.settings()
     try:
-        entry = context.models(settings).entry(settings.models.model)
+        entry = models.entry(settings.models.model)
         planned = plan_model(entry, settings.load_options(), profile)
         planned.source.close()
         plan = planned.plan
-    except QhError as error:
+    except (QhError, ImportError) as error:
         return {"problem": f"{type(error).__name__}: {error}"}
     return {
         "problem": None if plan.fits else "does not fit",
@@ -137,6 +149,7 @@ def _lines(report: dict[str, Any], profile: HardwareProfile) -> list[str]:
         f"python            {report['python']}",
         f"system            {report['system']}",
         "packages          " + ", ".join(f"{k} {v}" for k, v in report["packages"].items()),
+        f"settings          {report['settings']}",
         "",
         *probe_lines(profile, sources=False),
         "",

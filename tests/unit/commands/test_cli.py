@@ -267,6 +267,50 @@ def test_doctor_obeys_and_names_a_forced_instruction_set(home: Path, tiny_model:
     assert "abacus" in json.loads(bad.stdout)["kernels"]["problem"]
 
 
+def test_doctor_reports_settings_that_cannot_be_read(home: Path) -> None:
+    """Who asks it has something broken: the rest of the report is what helps."""
+    (home / "settings.toml").write_text("[sampling]\nmax_tokns = 5\n")
+    done = run_qh(home, "doctor")
+    assert done.returncode == 3
+    assert b"NOT SOUND" in done.stdout
+    assert b"max_tokens" in done.stdout
+    assert b"7 of 7 formats passed" in done.stdout
+    report = json.loads(run_qh(home, "doctor", "--json").stdout)
+    assert report["sound"] is False
+    assert "max_tokns" in report["settings"]
+    assert report["model"]["plan"]["fits"] is True
+
+
+_WITHOUT_KERNELS = """
+import sys
+sys.modules["qh_kernels._native"] = None
+from qh_chat.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_an_extension_that_does_not_load_is_no_bug(home: Path) -> None:
+    """A wheel for another machine, or an installation that was cut short."""
+    for arguments in (["doctor"], ["run", "hello"], ["ls"], ["probe"]):
+        done = subprocess.run(
+            [sys.executable, "-c", _WITHOUT_KERNELS, *arguments],
+            env=qh_environment(home),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        reports = arguments[0] in ("ls", "probe")
+        assert done.returncode == (0 if reports else 3), (arguments, done.stderr)
+        assert "bug" not in done.stderr
+        if arguments == ["doctor"]:
+            assert "NOT SOUND" in done.stdout
+            assert "_native" in done.stdout
+        elif arguments[0] == "run":
+            assert done.stderr.count("\n") == 1
+            assert "install qh-chat again" in done.stderr
+
+
 def test_doctor_finds_a_kernel_that_computes_something_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
