@@ -23,6 +23,7 @@ __all__ = ["Asked", "HubStub", "StubRepo", "git_sha1", "hub_stub"]
 TOKEN = "hf_thistokenisgood"
 _LARGE = (".safetensors", ".bin", ".gguf", ".pt", ".pkl", ".onnx", ".h5", ".ckpt", ".msgpack")
 _API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>[^/]+))?")
+_TREE = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)")
 _FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
@@ -215,11 +216,29 @@ class _Handler(BaseHTTPRequestHandler):
             if content is None:
                 return self._send(404, b"no such blob")
             return self._send_file(content, {"ETag": f'"{path[1:]}"'})
+        if match := _TREE.fullmatch(path):
+            return self._tree(match["repo"], match["revision"])
         if match := _API.fullmatch(path):
             return self._metadata(match["repo"], match["revision"])
         if match := _FILE.fullmatch(path):
             return self._file(match["repo"], match["revision"], match["path"])
         return self._send(404, b"nothing here")
+
+    def _tree(self, name: str, revision: str) -> None:
+        """The files of a commit, as the library asks for them before it fills its cache."""
+        repo = self.hub.repos.get(name)
+        commit = self._commit(repo, revision) if repo else None
+        if repo is None or commit is None:
+            return self._refuse(404, "RevisionNotFound", "Invalid rev id")
+        entries = []
+        for sibling in repo.metadata(commit)["siblings"]:
+            entry = {"type": "file", "path": sibling["rfilename"], "size": sibling["size"]}
+            entry["oid"] = sibling["blobId"]
+            if "lfs" in sibling:
+                lfs = sibling["lfs"]
+                entry["lfs"] = {"oid": lfs["sha256"], "size": lfs["size"], "pointerSize": 134}
+            entries.append(entry)
+        self._send(200, json.dumps(entries).encode(), {"Content-Type": "application/json"})
 
     def _metadata(self, name: str, revision: str | None) -> None:
         repo = self.hub.repos.get(name)

@@ -16,7 +16,7 @@ from qh_runtime.store.layout import StoreLayout, check_digest
 from qh_runtime.store.part import CHUNK_BYTES, Part, check_space, disk_errors, read_all
 from qh_runtime.store.transfer import OnTransfer, RemoteFile, StopSignal
 
-__all__ = ["copy_file"]
+__all__ = ["copy_file", "copy_key"]
 
 
 def copy_file(
@@ -97,6 +97,16 @@ def _copy_locked(
                 expected=file.sha256,
                 found=found,
             )
+
+
+def copy_key(source: Path) -> str:
+    """Return what names the part of a file whose hash is not known; see `copy_file`.
+
+    Raises:
+        StoreError: the source cannot be looked at. Facts: path.
+    """
+    with disk_errors("read", source, 0):
+        return _identity(source, os.stat(source))
 
 
 def _copy(descriptor: int, part: Part, report: Reporter, stop: StopSignal) -> str | None:

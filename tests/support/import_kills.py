@@ -1,0 +1,52 @@
+"""`python -m tests.support.import_kills MOST FOLDER MODEL`: kills an import at up to MOST points.
+
+After each kill a model is listed as ready only if it is whole, and the next import makes it whole.
+Prints how many kills there were.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from qh_runtime.hardware.profile import probe
+from qh_runtime.store.disk import prune
+from qh_runtime.store.import_folder import ImportRequest, import_folder
+from qh_runtime.store.integrity import Verifier
+from qh_runtime.store.layout import StoreLayout
+from qh_runtime.store.manifest import read_manifest
+from qh_runtime.store.store import ModelStore
+from tests.support.kill_points import kill_at_points
+
+
+def main(most: int, folder: Path, model: Path) -> int:
+    """Run the kills; returns their number."""
+    layout = StoreLayout(folder / "store")
+    profile = probe(folder)
+
+    def bring() -> None:
+        import_folder(ImportRequest(model), layout, profile)
+
+    def check() -> None:
+        for entry in ModelStore(None, [], layout).list():
+            if entry.problem is None:
+                assert entry.manifest is not None
+                assert Verifier(layout).verify(entry.manifest) == ()
+        bring()
+        manifest = read_manifest(layout.manifest("tiny"))
+        assert manifest.state == "ready"
+        assert Verifier(layout).verify(manifest) == ()
+        prune(layout, folder / "packed", settled_s=0)
+        named = {x.sha256 for x in manifest.files}
+        assert {x.name.removesuffix(".crc") for x in layout.blobs.iterdir()} == named
+        assert not list(layout.parts.iterdir())
+
+    def prepare() -> None:
+        shutil.rmtree(layout.root, ignore_errors=True)
+
+    return kill_at_points(prepare, bring, check, most)
+
+
+if __name__ == "__main__":
+    print(main(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])))
