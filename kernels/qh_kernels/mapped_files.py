@@ -7,6 +7,7 @@ zeros there instead, and says so; whoever computed with it must ask before the r
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
 
 __all__ = ["WatchedFile", "lost_files"]
 
@@ -19,6 +20,8 @@ class WatchedFile(mmap.mmap):
     """
 
     _number: int = -1
+    # Kept from the start: at the end of a process nothing can be imported any more.
+    _unwatch: Callable[[int], None]
 
     def watch(self) -> None:
         """From here on the process outlives this file's being cut short."""
@@ -29,6 +32,7 @@ class WatchedFile(mmap.mmap):
         from qh_kernels import _native
 
         begin = np.frombuffer(self, np.uint8).__array_interface__["data"][0]
+        self._unwatch = _native.unwatch_mapping
         self._number = _native.watch_mapping(begin, len(self))
 
     @property
@@ -43,9 +47,7 @@ class WatchedFile(mmap.mmap):
     def __del__(self) -> None:
         # Before the memory is unmapped: its addresses may soon be another file's.
         if self._number >= 0:
-            from qh_kernels import _native
-
-            _native.unwatch_mapping(self._number)
+            self._unwatch(self._number)
 
 
 def lost_files() -> int:

@@ -129,3 +129,28 @@ def test_a_file_that_nobody_watches_ends_the_process_as_ever(tmp_path: Path, bef
     )
     assert done.returncode == -7, done.stderr
     assert (b"Bus error" in done.stderr) == bool(before)
+
+
+_ENDS_WITH_A_FILE = """
+import mmap, sys
+
+from qh_kernels.mapped_files import WatchedFile
+
+with open(sys.argv[1], "rb") as file:
+    found = WatchedFile(file.fileno(), 0, access=mmap.ACCESS_READ)
+found.watch()
+sys.modules["holds it until the modules are gone"] = found
+"""
+
+
+def test_a_process_that_ends_with_a_watched_file_says_nothing(tmp_path: Path) -> None:
+    """Nothing can be imported any more when the last view goes."""
+    path = file_of(tmp_path / "a", 1)
+    done = subprocess.run(
+        [sys.executable, "-c", _ENDS_WITH_A_FILE, str(path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(x for x in sys.path if x)},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
