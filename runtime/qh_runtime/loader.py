@@ -1,4 +1,4 @@
-"""From a named model to a live session: config, plan, weights, decoder, tokenizer, in this order.
+"""From a named model to a live session: config, plan, tokenizer, weights, decoder, in this order.
 
 Nothing large is opened before the plan says that it fits, and the decoder is made with the plan's
 numbers, so what was shown is what is allocated.
@@ -32,7 +32,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-LoadStage = Literal["plan", "pack", "decoder", "tokenizer", "ready"]
+LoadStage = Literal["plan", "tokenizer", "pack", "decoder", "self-test", "ready"]
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,13 @@ def load_model(
 
     Raises:
         DoesNotFitError: the plan needs more memory than there is and options.force is False.
+        CheckpointError, IntegrityError, KernelError: the model does not compute what it should (see
+            `first_load`), or its files break a rule.
         QhError: from any of the steps; the message names the object and the next step.
     """
     # Here and not at the top: the native extension is loaded by the first model, not by the app.
     from qh_kernels.decoder import Decoder
+    from qh_runtime.first_load import Subject, checked_decoder, prompt_of
     from qh_runtime.session.session import NativeSession
     from qh_runtime.tokenizers.chat_template import load_chat_template
     from qh_runtime.tokenizers.from_hf import load_tokenizer
@@ -114,17 +117,34 @@ def load_model(
     assert packed is not None  # only a cancel function, which is not given, makes it None
     notes = (f"packed weights are not kept: {packed.reason}",) if packed.reason else ()
 
+    def make(isa: str) -> Decoder:
+        return Decoder(
+            decoder_shape(spec),
+            packed.weights,
+            context_length=plan.context_length,
+            threads=plan.threads,
+            kv_type=plan.kv_type,
+            exact=options.exact,
+            batch_tokens=plan.batch_tokens,
+            isa=isa,
+        )
+
     report("decoder")
-    decoder = Decoder(
-        decoder_shape(spec),
-        packed.weights,
-        context_length=plan.context_length,
-        threads=plan.threads,
-        kv_type=plan.kv_type,
+    subject = Subject(
+        name=entry.name,
+        spec=spec,
+        source=planned.source,
+        layout=planned.layout,
+        packed=packed,
+        prompt=prompt_of(tokenizer, spec.vocab_size, plan.context_length),
         exact=options.exact,
-        batch_tokens=plan.batch_tokens,
-        isa=options.isa,
+        kv_type=plan.kv_type,
+        threads=plan.threads,
+        asked_isa=options.isa,
+        cpu=str(profile.cpu.name.value),
     )
+    checked = checked_decoder(make, subject, cache_dir, lambda: report("self-test"))
+    decoder = checked.decoder
     info = EngineInfo(
         name=entry.name,
         model_type=spec.model_type,
@@ -135,7 +155,7 @@ def load_model(
         threads=decoder.threads,
         context_length=decoder.context_length,
         planned_bytes=plan.total_bytes,
-        notes=notes,
+        notes=(*notes, *checked.notes),
     )
     _log.info(
         "%s: %s, weights %s (%d bytes mapped, %d in memory), plan %d bytes",

@@ -1,4 +1,5 @@
 """The reference: a slow, clear NumPy forward pass that the C++ decoder is held to.
 
-May import `architectures`, `formats` and errors. Tests and `evaluation` call it, the app never.
+May import `architectures`, `formats` and errors. Called by tests, `evaluation` and the check of a
+model's first load, never by the app.
 """
