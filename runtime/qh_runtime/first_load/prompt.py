@@ -74,7 +74,6 @@ def notes_on_logits(logits: NDArray[np.float32], prompt: Prompt) -> tuple[str, .
     if vocab_size == 1:
         return ()
     guessing = math.log(vocab_size)
-    scores = [_log_softmax(row) for row in logits]
     last = logits[-1]
     if float(last.min()) == float(last.max()):
         raise CheckpointError(
@@ -84,14 +83,16 @@ def notes_on_logits(logits: NDArray[np.float32], prompt: Prompt) -> tuple[str, .
             rule="logits",
             found=float(last[0]),
         )
-    entropy = -float(np.sum(np.exp(scores[-1]) * scores[-1]))
+    scores = _log_softmax(last)
+    entropy = -float(np.sum(np.exp(scores) * scores))
     if entropy > guessing - _UNIFORM_NATS:
         return (
             "the model finds all tokens about equally likely: it is untrained, or its weights are "
             "damaged",
         )
-    pairs = zip(scores, prompt.tokens[1:], strict=False)
-    costs = [-float(score[token]) for score, token in pairs]
+    # Row by row: all of them in float64 would be the largest thing that the check holds.
+    pairs = zip(logits, prompt.tokens[1:], strict=False)
+    costs = [-float(_log_softmax(row)[token]) for row, token in pairs]
     if prompt.is_text and len(costs) >= _FEWEST_SCORED:
         mean = sum(costs) / len(costs)
         if mean > guessing + _WORSE_NATS:

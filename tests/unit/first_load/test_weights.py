@@ -16,6 +16,7 @@ from qh_runtime.architectures import decoder_shape, spec_from_config
 from qh_runtime.checkpoints import TensorSource, open_checkpoint, read_config
 from qh_runtime.checkpoints.layouts import layout_for
 from qh_runtime.errors import IntegrityError
+from qh_runtime.first_load import weights as weights_module
 from qh_runtime.first_load.layer import Arithmetic
 from qh_runtime.first_load.overflow import find_not_finite
 from qh_runtime.first_load.weights import (
@@ -154,6 +155,28 @@ def test_of_a_removed_source_nothing_is_asked(
     assert packed is not None
     removed: Any = _Removed(source)
     compare_with_source(spec, removed, layout, packed)
+
+
+@pytest.mark.parametrize(("name", "pack"), [("dense", "int8"), ("ternary", None)])
+def test_large_models_are_sampled_within_bounds(
+    name: str, pack: str | None, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a tenth of what would be read of this one, most matrices are left out and some not."""
+    asked: list[str] = []
+    compared = weights_module.packed_range
+
+    def note(tensor: str, *rest: Any) -> Any:
+        asked.append(tensor)
+        return compared(tensor, *rest)
+
+    monkeypatch.setattr(weights_module, "packed_range", note)
+    compare(folders[name], pack)
+    everything = set(asked)
+    asked.clear()
+    monkeypatch.setattr(weights_module, "_DENSE_WEIGHTS", 5000)
+    monkeypatch.setattr(weights_module, "_CODED_WEIGHTS", 10_000)
+    compare(folders[name], pack)
+    assert 0 < len(set(asked)) < len(everything) / 2
 
 
 def with_matrix(model: DecoderModel, layer: int, name: str, values: np.ndarray) -> DecoderWeights:
