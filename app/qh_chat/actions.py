@@ -55,7 +55,8 @@ ACTIONS: tuple[Action, ...] = (
            "Stop the answer and keep what is there; then go back", True),
     Action("editor", "ctrl+g", "chat", "editor", "$EDITOR", "Write the message in $EDITOR", True),
     Action("search", "ctrl+f", "chat", "search", "search", "Search in all chats", True),
-    Action("rename", "f8", "chat", "rename", "rename", "Give this chat another title", True),
+    Action("rename", "f8", "chat", "rename", "rename",
+           "Give this chat, or the one marked in the list, another title", True),
     Action("export_markdown", "", "chat", "export('md')", "export as Markdown",
            "Write this chat to a Markdown file", True),
     Action("export_json", "", "chat", "export('json')", "export as JSON",
@@ -69,14 +70,15 @@ ACTIONS: tuple[Action, ...] = (
            "Select the previous message"),
     Action("first", "g,home", "transcript", "first", "first message", "Go to the first message"),
     Action("last", "G,end", "transcript", "last", "last message", "Go to the last message"),
-    Action("copy", "y", "transcript", "copy", "copy message", "Copy the selected message"),
+    Action("copy", "y", "transcript", "copy", "copy message",
+           "Copy the selected message, or the last one", True),
     *(
         Action(f"copy_code_{n}", f"{n}", "transcript", f"copy_code({n})", f"copy code block {n}",
-               f"Copy code block {n} of the selected message")
+               f"Copy code block {n} of the selected message, or of the last one", n == 1)
         for n in range(1, 10)
     ),
     Action("edit", "e", "transcript", "edit", "edit and branch",
-           "Edit the selected message of yours; the old branch stays"),
+           "Edit the selected message of yours, or the last one; the old branch stays", True),
     Action("branch", "b", "transcript", "branch", "branch here",
            "Answer the selected turn once more"),
     Action("left", "left,h", "transcript", "sibling(-1)", "earlier alternative",
@@ -84,9 +86,22 @@ ACTIONS: tuple[Action, ...] = (
     Action("right", "right,l", "transcript", "sibling(1)", "later alternative",
            "Show the alternative after this one"),
     Action("thinking", "t", "transcript", "thinking", "thinking",
-           "Fold or unfold what the model thought"),
+           "Fold or unfold what the model thought", True),
     Action("find", "slash", "transcript", "search", "search", "Search in all chats"),
     Action("write", "i", "transcript", "write", "write", "Back to the message box"),
+    Action("models_open", "o", "models", "open", "other folder",
+           "Name a folder that is a model, or that holds models"),
+    Action("models_refresh", "r", "models", "refresh", "look again", "Look for models again"),
+    Action("models_stop", "c", "models", "cancel", "stop the load", "Stop the load"),
+    Action("models_down", "j", "models", "down", "next model", "Mark the next model (also ↓)"),
+    Action("models_up", "k", "models", "up", "previous model",
+           "Mark the previous model (also ↑)"),
+    Action("list_down", "j", "chats", "cursor_down", "next chat", "Mark the next chat (also ↓)"),
+    Action("list_up", "k", "chats", "cursor_up", "previous chat",
+           "Mark the previous chat (also ↑)"),
+    Action("list_search", "slash", "chats", "find", "search", "Search in titles and messages"),
+    Action("list_rename", "r", "chats", "rename", "rename", "Give the marked chat another title"),
+    Action("list_delete", "d,delete", "chats", "delete", "delete", "Delete the marked chat"),
 )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from qh_chat.screens.chat import ChatScreen
 from qh_chat.screens.help import HelpScreen
 from qh_chat.screens.models import ModelsScreen
 from qh_chat.screens.settings import SettingsScreen
-from qh_chat.settings import Settings, Value
+from qh_chat.settings import Settings, SettingsError, Value
 from qh_chat.settings_file import save_values
 from qh_chat.terminal_keys import teach_alt_enter
 from qh_chat.themes import DARK, LIGHT
@@ -91,8 +91,10 @@ class QhChatApp(App[int]):
         self.engine_info: EngineInfo | None = None
         self.loaded_name: str | None = None
         self.loading: ModelLoading | None = None
-        self.load_failure: EngineFailed | None = None
+        self.load_failures: dict[str, str] = {}
+        """Why models were not loaded, by the name that was asked for."""
         self._start_model = model
+        self._chosen_model: str | None = None
         self._measure_memory = measure_memory
         self._ended = False
         self._interrupted_at = -10.0
@@ -137,7 +139,7 @@ class QhChatApp(App[int]):
             )  # fmt: skip
         self._set_keys()
         self._catch_signals()
-        self.load_model(self._start_model or self.settings.models.model or self._default_model())
+        self._load(self._start_model or self.settings.models.model or self._default_model())
         if self._measure_memory:
             self.set_interval(MEMORY_S, self._read_memory)
 
@@ -176,9 +178,14 @@ class QhChatApp(App[int]):
             log.error("no default model: %s", error)
             return ""
 
-    def load_model(self, name: str) -> None:
+    def choose_model(self, name: str) -> None:
+        """Load a model that the person picked, and start with it from now on if that works."""
+        self._chosen_model = name
+        self._load(name)
+
+    def _load(self, name: str) -> None:
         """Load a model in the background, after the running answer if there is one."""
-        self.load_failure = None
+        self.load_failures.pop(name, None)
         self.engine.load(name, self.settings.load_options())
 
     def list_models(self) -> tuple[Sequence[ModelChoice], str]:
@@ -187,6 +194,39 @@ class QhChatApp(App[int]):
             return self.models.list(), ""
         except QhError as error:
             return [], str(error)
+
+    def look_into(self, folder: Path) -> Sequence[ModelChoice] | str:
+        """What a folder is for the model picker; called on a worker thread.
+
+        Returns:
+            Nothing for a model itself; all models now that a folder of models is searched too;
+            else what is wrong with it.
+        """
+        try:
+            if not folder.is_dir():
+                return f"{folder}: there is no such folder"
+            if (folder / "config.json").exists() or next(folder.glob("*.safetensors"), None):
+                return []
+        except OSError as error:
+            return f"{folder}: {error.strerror}"
+        before = self.settings.models.folders
+        self.models.search([*before, str(folder)])
+        choices, problem = self.list_models()
+        if not any(Path(choice.where).parent == folder for choice in choices):
+            self.models.search(before)
+            return problem or (
+                f"{folder}: expected config.json and model.safetensors in it or in the folders "
+                "below it, found neither"
+            )
+        if str(folder) not in before:
+            self.call_from_thread(self._search_folders, (*before, str(folder)))
+        return choices
+
+    def _search_folders(self, folders: tuple[str, ...]) -> None:
+        try:
+            self.change_setting("models.folders", folders)
+        except SettingsError as error:
+            self.notify(inert(str(error)), severity="warning", markup=False)
 
     @on(ModelLoading)
     def _model_loading(self, event: ModelLoading) -> None:
@@ -200,16 +240,29 @@ class QhChatApp(App[int]):
     def _model_ready(self, event: ModelReady) -> None:
         self.loaded_name = self.loading_name
         self.loading = None
-        self.load_failure = None
         self.engine_info = event.info
         self._status(
-            info=event.info, loading="", failed=False, context_used=None, tokens_per_s=None,
-            first_token_s=None,
+            info=event.info, loading="", failed=False, context_used=None, left_out=0,
+            tokens_per_s=None, first_token_s=None,
         )  # fmt: skip
-        self.chat.banner("")
+        if self.loaded_name is not None and self.loaded_name == self._chosen_model:
+            self.chat.banner("")
+            self._remember(self.loaded_name)
+        for note in event.info.notes:
+            self.notify(inert(note), title=inert(event.info.name), markup=False, timeout=10)
+        self.chat.model_changed()
         self.chat.count_context(0.05)
         if isinstance(self.screen, ModelsScreen):
-            self.screen.show_ready(event)
+            self.screen.show_ready()
+
+    def _remember(self, name: str) -> None:
+        """Begin with this model the next time."""
+        wanted = None if name == self._default_model() else name
+        try:
+            if self.settings.models.model != wanted:
+                self.change_setting("models.model", wanted)
+        except SettingsError as error:
+            self.notify(inert(str(error)), severity="warning", markup=False)
 
     @on(LoadCancelled)
     def _load_cancelled(self, event: LoadCancelled) -> None:
@@ -221,15 +274,23 @@ class QhChatApp(App[int]):
 
     @on(EngineFailed)
     def _load_failed(self, event: EngineFailed) -> None:
-        name, self.loading = self.loading_name, None
-        self.load_failure = event
+        name, self.loading = self.loading_name or "", None
         self._status(loading="", failed=True)
         hint = event.hint or ("f3 picks another model" if not event.bug else None)
         log_line = f" (a bug; the log has more: {self.log_path})" if event.bug else ""
         text = f"{name} was not loaded: {event.text}{log_line}" + (f" → {hint}" if hint else "")
+        self.load_failures[name] = text
+        if isinstance(self.screen, ModelsScreen) and self.engine_info is not None:
+            self.screen.show_failure(name)
+            return
+        # What was remembered may be gone by now; the built-in model is always there.
+        instead = self._default_model()
+        if self.engine_info is None and name == self.settings.models.model != instead:
+            text += f". Until then {instead} answers."
+            self._load(instead)
         self.chat.banner(text, error=True)
         if isinstance(self.screen, ModelsScreen):
-            self.screen.show_failure(event)
+            self.screen.show_failure(name)
 
     # Settings and status
 

@@ -29,7 +29,7 @@ from qh_chat.messages import (
     ModelLoading,
     ModelReady,
 )
-from qh_runtime.errors import QhError
+from qh_runtime.errors import ContextLengthError, QhError
 from qh_runtime.options import LoadOptions, SamplingParams
 from qh_runtime.session.events import (
     ContextTrimmed,
@@ -161,7 +161,7 @@ class EngineThread:
         self._loads = 0
         self._stopped: set[int] = set()
         self._running: int | None = None
-        self._count_wanted: tuple[int, Sequence[Turn]] | None = None
+        self._count_wanted: tuple[int, Sequence[Turn], SamplingParams] | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="qh-engine", daemon=True)
         self._thread.start()
@@ -188,10 +188,10 @@ class EngineThread:
         if engine is not None and self._running == answer_id:
             engine.cancel()
 
-    def count(self, request: int, turns: Sequence[Turn]) -> None:
+    def count(self, request: int, turns: Sequence[Turn], params: SamplingParams) -> None:
         """Count tokens when the engine is free; only the newest request is answered."""
         waiting = self._count_wanted is not None
-        self._count_wanted = (request, turns)
+        self._count_wanted = (request, turns, params)
         if not waiting:
             self._jobs.put(self._count)
 
@@ -285,8 +285,8 @@ class EngineThread:
                     self._pump.add(answer_id, text, tokens, rate)
                 case PromptProgress(done_tokens=done, total_tokens=total, reused_tokens=reused):
                     self._post(AnswerPrompt(answer_id, done, total, reused))
-                case ContextTrimmed(dropped_turns=dropped, dropped_tokens=dropped_tokens):
-                    self._post(AnswerTrimmed(answer_id, dropped, dropped_tokens))
+                case ContextTrimmed(dropped_turns=left_out, dropped_tokens=left_out_tokens):
+                    self._post(AnswerTrimmed(answer_id, left_out, left_out_tokens))
                 case Done(reason=reason, stats=stats):
                     self._pump.flush()
                     self._post(AnswerDone(answer_id, reason, stats))
@@ -301,11 +301,11 @@ class EngineThread:
         if wanted is None or self._engine is None:
             return
         try:
-            tokens = self._engine.count_tokens(wanted[1])
+            counted = _counted(self._engine, *wanted)
         except Exception as error:  # noqa: BLE001 - a worker turns every failure into one message
             self._post(self._failure("count", error))
             return
-        self._post(ContextCounted(wanted[0], tokens))
+        self._post(counted)
 
     def _failure(
         self, doing: Doing, error: Exception, answer_id: int | None = None
@@ -324,3 +324,29 @@ class EngineThread:
         log.error("%s failed with a bug", doing, exc_info=error)
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         return EngineFailed(doing, text, None, answer_id, bug=True)
+
+
+def _counted(
+    engine: Engine, request: int, turns: Sequence[Turn], params: SamplingParams
+) -> ContextCounted:
+    """Count, and where it is close find out what an answer to this would leave out."""
+    tokens, length = engine.count_tokens(turns), engine.info.context_length
+    if params.context_policy == "stop":
+        return ContextCounted(request, tokens, fits=tokens < length)
+    # The room that is kept for an answer is never more than a quarter of the context.
+    if 4 * tokens <= 3 * length:
+        return ContextCounted(request, tokens)
+    asked = turns if turns[-1].role == "user" else [*turns, Turn("user", "?")]
+    # What is left out is the first event of an answer, before anything of it is computed.
+    events = engine.generate(asked, params)
+    try:
+        first = next(events)
+    except ContextLengthError as error:
+        return ContextCounted(request, error.facts.get("prompt_tokens", tokens), fits=False)
+    finally:
+        end = getattr(events, "close", None)
+        if end is not None:
+            end()
+    if isinstance(first, ContextTrimmed):
+        return ContextCounted(request, tokens, first.dropped_turns, first.dropped_tokens)
+    return ContextCounted(request, tokens)

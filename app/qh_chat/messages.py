@@ -19,14 +19,17 @@ __all__ = [
     "AnswerTrimmed",
     "ChatChosen",
     "ChatDeleteAsked",
+    "ChatRenameAsked",
     "ContextCounted",
     "Doing",
     "DraftChanged",
     "EditLastAsked",
     "EngineFailed",
     "LoadCancelled",
+    "MessageWanted",
     "ModelLoading",
     "ModelReady",
+    "NewChatAsked",
     "SearchChanged",
     "SiblingAsked",
     "Submitted",
@@ -102,12 +105,12 @@ class AnswerPrompt(Message):
 
 
 class AnswerTrimmed(Message):
-    """The oldest turns were left out of the prompt so that it fits."""
+    """The oldest messages were left out of the prompt so that it fits."""
 
-    def __init__(self, answer_id: int, turns: int, tokens: int) -> None:
+    def __init__(self, answer_id: int, left_out: int, tokens: int) -> None:
         super().__init__()
         self.answer_id = answer_id
-        self.turns = turns
+        self.left_out = left_out
         self.tokens = tokens
 
 
@@ -133,12 +136,28 @@ class AnswerDone(Message):
 
 
 class ContextCounted(Message):
-    """Tokens that the conversation and the draft take, by the model's tokenizer."""
+    """What the conversation and the draft take of the context, by the model's tokenizer.
 
-    def __init__(self, request: int, tokens: int) -> None:
+    Attributes:
+        tokens: all of it; where there can be no answer, what must stay of it.
+        left_out: messages that the next answer leaves out from the oldest on, and their tokens.
+        fits: there is an answer to this at all.
+    """
+
+    def __init__(
+        self,
+        request: int,
+        tokens: int,
+        left_out: int = 0,
+        left_out_tokens: int = 0,
+        fits: bool = True,
+    ) -> None:
         super().__init__()
         self.request = request
         self.tokens = tokens
+        self.left_out = left_out
+        self.left_out_tokens = left_out_tokens
+        self.fits = fits
 
 
 class Submitted(Message):
@@ -171,11 +190,39 @@ class ChatChosen(Message):
 
 
 class ChatDeleteAsked(Message):
-    """Delete was pressed on a conversation in the list."""
+    """A conversation is to be deleted, once the person has said yes."""
 
     def __init__(self, conversation_id: int) -> None:
         super().__init__()
         self.conversation_id = conversation_id
+
+
+class ChatRenameAsked(Message):
+    """A conversation is to get another title."""
+
+    def __init__(self, conversation_id: int) -> None:
+        super().__init__()
+        self.conversation_id = conversation_id
+
+
+class NewChatAsked(Message):
+    """A new conversation is wanted."""
+
+
+class MessageWanted(Message):
+    """Something is to be done with a message.
+
+    Attributes:
+        what: "copy", "copy code", "edit", "again", "stop", "search" or "write".
+        message_id: of the message, None where it takes none.
+        number: of the code block, from 1.
+    """
+
+    def __init__(self, what: str, message_id: int | None, number: int = 0) -> None:
+        super().__init__()
+        self.what = what
+        self.message_id = message_id
+        self.number = number
 
 
 class SearchChanged(Message):

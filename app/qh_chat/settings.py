@@ -35,6 +35,9 @@ __all__ = [
     "specs",
 ]
 
+NO_REAL_BOUND = 1e12
+"""A bound from here on is one of the representation, and not worth telling."""
+
 Value = bool | int | float | str | tuple[str, ...] | None
 
 
@@ -79,7 +82,7 @@ class SettingSpec:
         if self.choices:
             return ", ".join(self.choices)
         unit = f" {self.unit}" if self.unit else ""
-        if self.low is not None and self.high is not None:
+        if self.low is not None and self.high is not None and self.high < NO_REAL_BOUND:
             return f"{_number(self.low)} to {_number(self.high)}{unit}"
         if self.low is not None:
             return f"at least {_number(self.low)}{unit}"
@@ -175,6 +178,14 @@ class ModelSettings:
         None, "Format that dense weights are packed into (int8, int4_g32); empty keeps them."
     )
     exact: bool = _setting(False, "Exact float32 arithmetic: slower, for comparing.")
+    quota_gb: float | None = _setting(
+        None, "What pulled models may take on the disk in all; empty is no limit.", unit="GB",
+        low=0.001, high=1e6,
+    )  # fmt: skip
+    download_limit_mb_s: float | None = _setting(
+        None, "How fast models are fetched at most; empty is no limit.", unit="MB/s", low=0.01,
+        high=1e5,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -275,7 +286,10 @@ def check_value(spec: SettingSpec, value: object) -> Value:
         below = spec.low is not None and value < spec.low
         above = spec.high is not None and value > spec.high
         if not math.isfinite(value) or below or above:
-            raise _wrong(spec, value, spec.range_text or "a finite number")
+            expected = spec.range_text or "a finite number"
+            if above and spec.high is not None and spec.high >= NO_REAL_BOUND:
+                expected = f"at most {_number(spec.high)}"
+            raise _wrong(spec, value, expected)
     return value
 
 

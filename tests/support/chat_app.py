@@ -1,23 +1,32 @@
-"""The app on a scripted engine with a fixed clock, and waiting for what a test expects to see."""
+"""The app on a scripted engine or on real models, with a fixed clock, and waiting for what a test
+expects to see.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from textual.pilot import Pilot
+from textual.widgets import Static
 
 from qh_chat.app import QhChatApp
+from qh_chat.commands.chat import StoreModels
+from qh_chat.engine import ModelSource
+from qh_chat.loading import Models
+from qh_chat.paths import app_paths
 from qh_chat.places import Places
 from qh_chat.settings import Settings
-from qh_chat.widgets.message import MessageView
+from qh_chat.widgets.message import MessageView, Numbers
+from qh_chat.widgets.status_bar import Facts, StatusBar
 from qh_runtime.session.events import GenerationStats
 from tests.support.fake_engine import FakeEngine, FakeModels, Script
 
-__all__ = ["FIXED_STATS", "ChatPilot", "chat_app"]
+__all__ = ["FIXED_STATS", "NOW", "ChatPilot", "chat_app", "real_models"]
 
 LIMIT_S = 60.0
 """How long a test waits for what must come; only a failure takes that long."""
@@ -60,6 +69,14 @@ class ChatPilot:
         """What the messages on screen hold."""
         return [view.text for view in self.views]
 
+    def numbers(self, index: int = -1) -> str:
+        """The numbers below a message."""
+        return self.views[index].query_one(".numbers", Numbers).text
+
+    def mark(self, index: int = -1) -> str:
+        """What is said about a message beside its numbers."""
+        return str(self.views[index].query_one(".mark", Static).content)
+
     async def until(self, check: Callable[[], bool], *, pause: bool = True) -> None:
         """Wait until something holds.
 
@@ -78,6 +95,24 @@ class ChatPilot:
             await asyncio.sleep(0.01)
         if pause:
             await self.pilot.pause()
+
+    @property
+    def title(self) -> str:
+        """What is said above the message box."""
+        return str(self.app.chat.composer.border_title)
+
+    @property
+    def facts(self) -> Facts:
+        """What the status line is made of."""
+        return self.app.chat.query_one(StatusBar).facts
+
+    async def counted(self) -> None:
+        """Wait until the tokens of what is on screen and in the box are counted."""
+        chat = self.app.chat
+        chat.context_changed(None)
+        self.app._status(context_used=None)
+        chat.count_context(0.01)
+        await self.until(lambda: self.facts.context_used is not None)
 
     async def ready(self) -> None:
         """Wait for the model."""
@@ -102,20 +137,27 @@ class ChatPilot:
         await self.pilot.pause()
 
 
+def real_models(*folders: Path) -> StoreModels:
+    """The built-in model, and those in these folders."""
+    return StoreModels(Models(app_paths(os.environ), tuple(str(folder) for folder in folders)))
+
+
 @asynccontextmanager
 async def chat_app(
     folder: Path,
     *scripts: Script,
-    models: FakeModels | None = None,
+    models: ModelSource | None = None,
     settings: Settings | None = None,
     size: tuple[int, int] = (80, 24),
     clock: Callable[[], float] = lambda: NOW,
+    model: str | None = None,
 ) -> AsyncIterator[ChatPilot]:
     """The app, with its model loaded.
 
     Args:
         folder: where it keeps its files. scripts: answers of the model, in order.
         models: another source of models. settings: default settings otherwise.
+        model: loaded at the start, as by -m.
     """
     engine = FakeEngine(scripts or (Script("Hello there."),), fixed_stats=FIXED_STATS)
     settings = (settings or Settings()).with_value("look.blink", False)
@@ -123,6 +165,7 @@ async def chat_app(
         settings,
         Places.below(folder, folder, folder),
         models or FakeModels({"built-in": engine}),
+        model=model,
         clock=clock,
         measure_memory=False,
     )

@@ -137,7 +137,7 @@ async def test_models(tmp_path: Path) -> None:
         await chat.ready()
         await models_screen(chat)
         await chat.press("down", "enter")
-        await chat.until(lambda: chat.app.load_failure is not None)
+        await chat.until(lambda: "large" in chat.app.load_failures)
         await check_picture(chat, "models", large=True)
 
 

@@ -114,6 +114,30 @@ class Conversation:
             found.append(Turn("system", self.system_prompt))
         return found[::-1]
 
+    def oldest(self, until: int | None, count: int) -> frozenset[int]:
+        """The first `count` messages of what `turns` gives, the system prompt not among them."""
+        found: list[int] = []
+        at = until
+        while at is not None:
+            message = self._messages[at]
+            if message.content:
+                found.append(at)
+            at = message.parent_id
+        return frozenset(found[::-1][:count])
+
+    def find(self, text: str) -> int | None:
+        """The first message that contains the text, whatever its case; first of the path shown."""
+        wanted = text.casefold()
+        on_path = self.path()
+        for message in (*on_path, *self.everything()):
+            if wanted in message.content.casefold():
+                return message.id
+        return None
+
+    def show_branch(self, message_id: int) -> None:
+        """Show a branch that runs through a message."""
+        self._show(self._deepest(message_id))
+
     def say(self, text: str, model: str) -> MessageRecord:
         """Add what the person said at the end of the path."""
         return self._add(self.leaf_id, "user", text, model)

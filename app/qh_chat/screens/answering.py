@@ -71,6 +71,8 @@ class AnsweringScreen(Screen[None]):
         self._answer: _Run | None = None
         self.count_request = 0
         """Number of the last count of tokens that was asked for."""
+        self.counted_draft = ""
+        """What was in the message box when these were counted."""
         self._count_timer: Any = None
 
     @property
@@ -104,6 +106,7 @@ class AnsweringScreen(Screen[None]):
         model = self.app.model_name
         record = conversation.begin_answer(question_id, model)
         self._answer = _Run(conversation, record.id)
+        self.answering_changed()
         await self.show_path()
         view = self.transcript.view_of(record.id)
         if view is not None:
@@ -170,27 +173,36 @@ class AnsweringScreen(Screen[None]):
         if self.app.engine_info is None or self._answer is not None:
             return
         self.count_request += 1
-        turns = self.conversation.turns(self.conversation.leaf_id)
-        draft = self.composer.text.strip()
-        if draft:
-            turns = [*turns, self.conversation.draft_turn(draft)]
+        turns = self.conversation.turns(self.asked_from())
+        self.counted_draft = self.composer.text.strip()
+        if self.counted_draft:
+            turns = [*turns, self.conversation.draft_turn(self.counted_draft)]
         if not turns:
-            self.query_one(StatusBar).facts = self.query_one(StatusBar).facts.changed(
-                context_used=0
-            )
-            self.context_changed(0)
+            self._status(context_used=0, left_out=0)
+            self.context_changed(None)
             return
-        self.app.engine.count(self.count_request, turns)
+        self.app.engine.count(self.count_request, turns, self.conversation.sampling)
 
-    def context_changed(self, tokens: int) -> None:
-        """The conversation and the draft take this many tokens."""
+    def _status(self, **facts: object) -> None:
+        bar = self.query_one(StatusBar)
+        bar.facts = bar.facts.changed(**facts)
+
+    def asked_from(self) -> int | None:
+        """The message that what is written now follows."""
+        raise NotImplementedError
+
+    def context_changed(self, counted: ContextCounted | None) -> None:
+        """The conversation and the draft take this of the context; None is nothing, or unknown."""
+
+    def answering_changed(self) -> None:
+        """An answer has begun or ended."""
 
     @on(ContextCounted)
-    def _counted(self, event: ContextCounted) -> None:
+    def _counted_now(self, event: ContextCounted) -> None:
         if event.request == self.count_request and self._answer is None:
-            bar = self.query_one(StatusBar)
-            bar.facts = bar.facts.changed(context_used=event.tokens)
-            self.context_changed(event.tokens)
+            used = event.tokens - event.left_out_tokens
+            self._status(context_used=used, left_out=event.left_out)
+            self.context_changed(event)
 
     def _flush(self) -> None:
         run = self._answer
@@ -216,8 +228,7 @@ class AnsweringScreen(Screen[None]):
         if run is None:
             return
         run.prompt_tokens = event.total
-        bar = self.query_one(StatusBar)
-        bar.facts = bar.facts.changed(context_used=event.total)
+        self._status(context_used=event.total)
         view = self._view(event.answer_id)
         if view is not None:
             share = f" of {tokens_text(event.total)}" if event.total else ""
@@ -229,8 +240,11 @@ class AnsweringScreen(Screen[None]):
         run = self._mine(event.answer_id)
         if run is None:
             return
-        turns = f"{event.turns:,} oldest turn" + ("s" if event.turns != 1 else "")
-        run.notes.append(f"left out the {turns} ({tokens_text(event.tokens)} tokens) to fit")
+        oldest = f"{event.left_out:,} messages" if event.left_out != 1 else "message"
+        run.notes.append(f"left out the oldest {oldest} ({tokens_text(event.tokens)} tokens)")
+        self._status(left_out=event.left_out)
+        if run.conversation is self.conversation:
+            self.transcript.set_left_out(run.conversation.oldest(run.answer_id, event.left_out))
         view = self._view(event.answer_id)
         if view is not None:
             view.note(" · ".join(run.notes))
@@ -241,11 +255,9 @@ class AnsweringScreen(Screen[None]):
         if run is None:
             return
         run.pieces.append(event.text)
-        bar = self.query_one(StatusBar)
-        rate = event.tokens_per_s if event.tokens > 1 else bar.facts.tokens_per_s
-        bar.facts = bar.facts.changed(
-            context_used=run.prompt_tokens + event.tokens, tokens_per_s=rate
-        )
+        self._status(context_used=run.prompt_tokens + event.tokens)
+        if event.tokens > 1:
+            self._status(tokens_per_s=event.tokens_per_s)
         view = self._view(event.answer_id)
         if view is not None:
             await view.stream(run.text, event.tokens, event.tokens_per_s)
@@ -259,9 +271,8 @@ class AnsweringScreen(Screen[None]):
         record = run.conversation.end_answer(
             run.answer_id, run.text, event.reason, event.stats, " · ".join(run.notes)
         )
-        bar = self.query_one(StatusBar)
         if event.stats is not None:
-            bar.facts = bar.facts.changed(
+            self._status(
                 context_used=event.stats.context_used,
                 tokens_per_s=event.stats.tokens_per_s or None,
                 first_token_s=event.stats.first_token_s if event.stats.tokens else None,
@@ -284,10 +295,15 @@ class AnsweringScreen(Screen[None]):
         record = run.conversation.end_answer(
             run.answer_id, run.text, "error", note=" · ".join([*run.notes, text])
         )
-        self.app.notify(inert(text), title="No answer", severity="error", markup=False, timeout=12)
+        if self._view(record.id) is None:
+            title = f"No answer in “{run.conversation.title}”"
+            self.app.notify(
+                inert(text), title=inert(title), severity="error", markup=False, timeout=12
+            )
         await self._show_end(record, run)
 
     async def _show_end(self, record: MessageRecord, run: _Run) -> None:
+        self.answering_changed()
         view = self._view(record.id)
         if view is not None:
             await view.finish(record, run.conversation.alternatives(record.id))

@@ -13,26 +13,23 @@ from textual import events, on
 from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
-from textual.content import Content
 from textual.widgets import Markdown, Static
 
 from qh_chat.actions import bindings_for
 from qh_chat.clipboard import copy_text
 from qh_chat.history.conversation import Conversation
-from qh_chat.history.export import as_json, as_markdown, export_path, write_export
 from qh_chat.inert import inert
 from qh_chat.messages import (
-    ChatChosen,
-    ChatDeleteAsked,
+    ContextCounted,
     DraftChanged,
     EditLastAsked,
-    SearchChanged,
+    MessageWanted,
     SiblingAsked,
     Submitted,
 )
 from qh_chat.offline import network_is_refused
-from qh_chat.screens.answering import AnsweringScreen
-from qh_chat.screens.dialogs import ConfirmDialog, TextDialog
+from qh_chat.screens.dialogs import ConfirmDialog
+from qh_chat.screens.listing import ListingScreen
 from qh_chat.screens.options import ChatOptions, ChatOptionsDialog
 from qh_chat.widgets.chat_list import ChatList
 from qh_chat.widgets.composer import Composer
@@ -55,7 +52,7 @@ Ask anything below; [b]enter[/] sends. Nothing leaves this machine.
 [b]f1[/] every key   [b]f2[/] chats   [b]f3[/] models   [b]f5[/] this chat"""
 
 
-class ChatScreen(AnsweringScreen):
+class ChatScreen(ListingScreen):
     """The screen that is always there."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings_for("chat")]
@@ -65,8 +62,8 @@ class ChatScreen(AnsweringScreen):
         super().__init__()
         self._editing: int | None = None
         self._draft_timer: Any = None
-        self._search = ""
         self._draft = ""
+        self._counted: ContextCounted | None = None
 
     def compose(self) -> ComposeResult:
         # Before the first frame, so that nothing jumps.
@@ -85,6 +82,7 @@ class ChatScreen(AnsweringScreen):
     async def on_mount(self) -> None:
         """Open the last conversation, or begin one."""
         self.composer.cursor_blink = self.app.settings.look.blink
+        self.model_changed()
         chats = self.app.history.conversations(1)
         await self.open_chat(chats[0].id if chats else None)
         self.app.check_history()
@@ -109,16 +107,13 @@ class ChatScreen(AnsweringScreen):
         if conversation is not self.conversation:
             # Another chat was opened meanwhile, which sets its own title.
             return
-        title = " ".join(inert(conversation.title).split())
-        self.transcript.border_title = Content(title)
-        self.transcript.border_subtitle = (
-            Content("own settings") if conversation.has_own_options(self.app.settings) else ""
-        )
+        self.show_title()
 
-    def refresh_chats(self) -> None:
-        """Show the list of conversations as it is now."""
-        found = self.app.history.search(self._search)
-        self.query_one(ChatList).show(found, self.conversation.id)
+    def show_title(self) -> None:
+        """Show the title of the open conversation."""
+        title = " ".join(inert(self.conversation.title).split())
+        own = self.conversation.has_own_options(self.app.settings)
+        self.transcript.set_title(title, "own settings (f5)" if own else "")
 
     async def open_chat(self, conversation_id: int | None) -> None:
         """Open a conversation; None begins a new one."""
@@ -145,11 +140,17 @@ class ChatScreen(AnsweringScreen):
                 sampling=settings.sampling_params(),
             )
         self._end_edit()
+        self.context_changed(None)
         self._put(self.conversation.draft)
         self.transcript.select(None)
         await self.show_path()
         self.refresh_chats()
         self.count_context(0.05)
+
+    def model_changed(self) -> None:
+        """Another model answers from now on; also before all of this screen is there."""
+        for transcript in self.query(Transcript):
+            transcript.set_model(self.app.model_name)
 
     def banner(self, text: str, error: bool = False) -> None:
         """Show a line that stays until it is clicked or escape is pressed; "" hides it."""
@@ -162,38 +163,96 @@ class ChatScreen(AnsweringScreen):
     def _dismiss(self) -> None:
         self.banner("")
 
-    def context_changed(self, tokens: int) -> None:
-        """Say before sending when the context is about to overflow."""
-        info = self.app.engine_info
-        if info is None:
-            return
-        composer = self.composer
-        if tokens < info.context_length:
-            if self._editing is None:
-                composer.border_title = "Message"
-            return
-        drop = self.conversation.sampling.context_policy == "drop"
-        what = "the oldest turns will be left out" if drop else "the answer will stop early"
-        composer.border_title = f"Context full ({tokens:,} of {info.context_length:,}): {what}"
+    def context_changed(self, counted: ContextCounted | None) -> None:
+        """Say before sending what does not fit any more."""
+        self._counted = counted
+        left_out = counted.left_out if counted is not None else 0
+        for transcript in self.query(Transcript):
+            transcript.set_left_out(self.conversation.oldest(self.asked_from(), left_out))
+        self._label_composer()
+
+    def answering_changed(self) -> None:
+        """Say how an answer is stopped while there is one."""
+        self._label_composer()
+
+    def _label_composer(self) -> None:
+        composer, counted, info = self.composer, self._counted, self.app.engine_info
+        title = "Message"
+        if counted is not None and info is not None and not counted.fits:
+            title = self._too_long(counted, info.context_length)
+        elif self._editing is not None:
+            title = "Edit: the answers so far stay as a branch"
+        elif counted is not None and counted.left_out:
+            messages = "message" if counted.left_out == 1 else f"{counted.left_out:,} messages"
+            tokens = f"{counted.left_out_tokens:,} tokens"
+            title = f"Context full: the oldest {messages} ({tokens}) will be left out"
+        composer.border_title = title
+        if self.answering:
+            composer.border_subtitle = "esc stops the answer"
+        elif self._editing is not None:
+            composer.border_subtitle = "enter sends · esc leaves it as it was"
+        else:
+            composer.border_subtitle = "enter send · ctrl+j newline"
+
+    def _too_long(self, counted: ContextCounted, length: int) -> str:
+        tokens = f"{counted.tokens:,} of {length:,} tokens"
+        if self.conversation.sampling.context_policy == "stop":
+            return f"Context full: {tokens}, no room for an answer"
+        return f"Too long: {tokens} for the message and the system prompt"
 
     # Sending
 
+    def asked_from(self) -> int | None:
+        """The message that what is written now follows."""
+        if self._editing is not None:
+            return self.conversation.message(self._editing).parent_id
+        return self.conversation.leaf_id
+
     @on(Submitted)
     async def _submitted(self, event: Submitted) -> None:
-        if self.answering:
-            self.app.notify("An answer is still being written. esc stops it.", markup=False)
+        if self._busy() or self._refused(event.text):
             return
         conversation, model = self.conversation, self.app.model_name
         if self._editing is not None:
             question = conversation.say_instead(self._editing, event.text, model)
+            # What was typed before the edit began is still to be sent.
+            self._end_edit()
+            self._put(conversation.draft)
         else:
             question = conversation.say(event.text, model)
-        self._end_edit()
-        self._put("")
-        conversation.keep_draft("", model)
+            self._put("")
+            conversation.keep_draft("", model)
         await self.ask(question.id)
         self.refresh_chats()
         self.app.check_history()
+
+    def _busy(self) -> bool:
+        run = self._answer
+        if run is None:
+            return False
+        here = run.conversation is self.conversation
+        where = "" if here else f" in “{run.conversation.title}”"
+        self.app.notify(
+            inert(f"An answer is still being written{where}. esc stops it."), markup=False
+        )
+        return True
+
+    def _refused(self, text: str) -> bool:
+        """Say that there can be no answer to this, if that was counted; it stays in the box."""
+        counted, info = self._counted, self.app.engine_info
+        if counted is None or counted.fits or info is None or text.strip() != self.counted_draft:
+            return False
+        stop = self.conversation.sampling.context_policy == "stop"
+        way = (
+            "Start a new chat (ctrl+n), or let this one leave out its oldest messages (f5)."
+            if stop
+            else "Shorten it, or take a model with a longer context (f3)."
+        )
+        self.app.notify(
+            f"{self._too_long(counted, info.context_length)}. {way}", title="Not sent",
+            severity="warning", markup=False, timeout=8,
+        )  # fmt: skip
+        return True
 
     @on(DraftChanged)
     def _draft_changed(self, event: DraftChanged) -> None:
@@ -233,44 +292,12 @@ class ChatScreen(AnsweringScreen):
         elif self._editing is not None:
             self._end_edit()
             self._put(self.conversation.draft)
-        elif self.has_class("-chats") and self.has_class("-narrow"):
-            self.remove_class("-chats")
-            self.composer.focus()
-        elif self._search:
-            self.query_one("#search").value = ""  # type: ignore[attr-defined]
-            self.composer.focus()
+        elif self.leave_list():
+            return
         elif isinstance(self.focused, Composer):
             self.transcript.focus()
         else:
             self.composer.focus()
-
-    def action_toggle_chats(self) -> None:
-        """Show or hide the list, or go to it."""
-        chats = self.query_one(ChatList)
-        inside = self.focused is not None and chats in self.focused.ancestors_with_self
-        if self.has_class("-narrow"):
-            self.toggle_class("-chats")
-            shown = self.has_class("-chats")
-        else:
-            shown = self.has_class("-folded") or not inside
-            self.set_class(not shown, "-folded")
-        if shown:
-            self.refresh_chats()
-            chats.focus_rows()
-        else:
-            self.composer.focus()
-
-    def action_search(self) -> None:
-        """Show the list with the cursor in its search box."""
-        self.add_class("-chats")
-        self.remove_class("-folded")
-        self.query_one(ChatList).focus_search()
-
-    async def action_new_chat(self) -> None:
-        """Begin a new conversation."""
-        await self.open_chat(None)
-        self.remove_class("-chats")
-        self.composer.focus()
 
     async def action_regenerate(self) -> None:
         """Answer the last turn once more."""
@@ -278,8 +305,7 @@ class ChatScreen(AnsweringScreen):
             await self._answer_again(self.conversation.leaf_id)
 
     async def _answer_again(self, message_id: int) -> None:
-        if self.answering:
-            self.app.notify("An answer is still being written. esc stops it.", markup=False)
+        if self._busy():
             return
         question = self.conversation.question_of(message_id)
         if question is not None:
@@ -311,110 +337,38 @@ class ChatScreen(AnsweringScreen):
         """Edit the system prompt and the sampling settings of this chat."""
         conversation = self.conversation
 
-        async def keep(options: ChatOptions | None) -> None:
+        def keep(options: ChatOptions | None) -> None:
             if options is not None:
                 conversation.set_options(options.system_prompt, options.sampling)
-                await self.show_path()
+                self.show_title()
                 self.count_context(0.05)
 
         now = ChatOptions(conversation.system_prompt, conversation.sampling)
         self.app.push_screen(ChatOptionsDialog(now), keep)
 
-    def action_rename(self) -> None:
-        """Give the open conversation another title."""
-        conversation = self.conversation
-
-        async def keep(title: str | None) -> None:
-            if title:
-                conversation.rename(title)
-                await self.show_path()
-                self.refresh_chats()
-
-        if conversation.id is not None:
-            self.app.push_screen(TextDialog("Title of this chat", conversation.title), keep)
-
-    def action_delete_chat(self) -> None:
-        """Delete the open conversation."""
-        if self.conversation.id is not None:
-            self.post_message(ChatDeleteAsked(self.conversation.id))
-
-    @on(ChatDeleteAsked)
-    def _delete_asked(self, event: ChatDeleteAsked) -> None:
-        record = self.app.history.conversation(event.conversation_id)
-        if record is None:
-            return
-
-        async def delete(sure: bool | None) -> None:
-            if not sure:
-                return
-            run = self._answer
-            if run is not None and run.conversation.id == record.id:
-                self.end_now()
-            self.app.history.delete(record.id)
-            if self.conversation.id == record.id:
-                self._put("")
-                self.conversation.forget()
-                rest = self.app.history.conversations(1)
-                await self.open_chat(rest[0].id if rest else None)
-            self.refresh_chats()
-
-        question = f"Delete “{record.title}” with all its messages?"
-        self.app.push_screen(ConfirmDialog(question, "delete"), delete)
-
-    def action_export(self, suffix: str) -> None:
-        """Write the open conversation to a file."""
-        record = self.conversation.record
-        if record is None:
-            self.app.notify("There is nothing to export yet.", markup=False)
-            return
-        self.sync_answer()
-        text = (
-            as_markdown(record, self.conversation.path())
-            if suffix == "md"
-            else as_json(record, self.conversation.everything())
-        )
-        path = export_path(self.app.places.exports, record, suffix)
-        try:
-            write_export(path, text)
-        except OSError as error:
-            self.app.notify(
-                inert(f"{path}: {error.strerror}"), title="Not exported", severity="error",
-                markup=False,
-            )  # fmt: skip
-        else:
-            self.app.notify(inert(str(path)), title="Exported", markup=False)
-
-    # The list of chats
-
-    @on(SearchChanged)
-    def _searched(self, event: SearchChanged) -> None:
-        self._search = event.text
-        self.refresh_chats()
-
-    @on(ChatChosen)
-    async def _chosen(self, event: ChatChosen) -> None:
-        await self.open_chat(event.conversation_id)
-        self.remove_class("-chats")
-        self.composer.focus()
-
     # The transcript
 
-    @on(Transcript.Wanted)
-    async def _wanted(self, event: Transcript.Wanted) -> None:
-        view = event.view
+    @on(MessageWanted)
+    async def _wanted(self, event: MessageWanted) -> None:
         if event.what == "search":
             self.action_search()
-        elif event.what == "write":
-            self.composer.focus()
-        elif view is None:
             return
-        elif event.what == "copy":
+        if event.what == "write":
+            self.composer.focus()
+            return
+        if event.what == "stop":
+            self.stop_answer()
+            return
+        view = None if event.message_id is None else self.transcript.view_of(event.message_id)
+        if view is None:
+            return
+        if event.what == "copy":
             self._copy(split_thinking(view.text).answer, "the message")
-        elif event.what == "code":
+        elif event.what == "copy code":
             self._copy_code(view, event.number)
         elif event.what == "edit":
             self._edit(view.record.id)
-        elif event.what == "branch":
+        elif event.what == "again":
             await self._answer_again(view.record.id)
 
     @on(EditLastAsked)
@@ -430,21 +384,21 @@ class ChatScreen(AnsweringScreen):
         self._editing = question
         self.add_class("-editing")
         self.composer.put(self.conversation.message(question).content)
-        self.composer.border_title = "Edit: the answers so far stay as a branch"
-        self.composer.border_subtitle = "enter sends · esc leaves it as it was"
+        self._label_composer()
         self.composer.focus()
 
     def _end_edit(self) -> None:
         self._editing = None
         self.remove_class("-editing")
-        self.composer.border_title = "Message"
-        self.composer.border_subtitle = "enter send · ctrl+j newline"
+        self._label_composer()
+
+    def discard_draft(self) -> None:
+        """Empty the message box, because its conversation is deleted."""
+        self._put("")
 
     @on(SiblingAsked)
     async def _sibling(self, event: SiblingAsked) -> None:
-        if self.answering:
-            self.app.notify("An answer is still being written. esc stops it.", markup=False)
-        elif self.conversation.step_alternative(event.message_id, event.step):
+        if not self._busy() and self.conversation.step_alternative(event.message_id, event.step):
             selected = self.transcript.selected is not None
             await self.show_path()
             if selected:

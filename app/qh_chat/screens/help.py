@@ -20,6 +20,8 @@ PLACES: tuple[tuple[Place, str], ...] = (
     ("composer", "Message box"),
     ("chat", "Chat"),
     ("transcript", "Transcript (tab or esc goes there)"),
+    ("chats", "List of chats (f2)"),
+    ("models", "Models (f3)"),
     ("app", "Everywhere"),
 )
 
@@ -36,6 +38,10 @@ def _rows(place: Place, keys: dict[str, str]) -> list[tuple[str, str]]:
         rows.append((_keys(action, keys), action.help))
     if place == "composer":
         rows.append(("↑", "In an empty box: edit the last message"))
+    if place == "chats":
+        rows.insert(0, ("enter", "Open the marked chat"))
+    if place == "models":
+        rows.insert(0, ("enter", "Load the marked model"))
     if place == "app":
         rows.append(("ctrl+p", "Palette: every action by name, and all themes"))
         rows.append(("ctrl+c", "Copy what the mouse selected; twice: leave"))
@@ -79,8 +85,9 @@ class HelpScreen(ModalScreen[None]):
                 yield Static(Content("\n").join(lines), classes="rows")
             yield Static("Mouse", classes="heading")
             yield Static(
-                "Click a message to select it, ◂ ▸ for alternatives, a chat to open it. Hold shift "
-                "(option on a Mac) and drag to select text with the terminal.",
+                "Click a message to select it, ◂ ▸ for alternatives, a chat to open it, and words "
+                "such as copy, again or + new to do what they say. Drag to select text, ctrl+c "
+                "copies it; with shift (option on a Mac) the terminal itself selects.",
                 classes="rows",
             )
             yield Static(

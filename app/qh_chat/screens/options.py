@@ -47,6 +47,7 @@ class ChatOptionsDialog(ModalScreen[ChatOptions | None]):
     """
 
     CSS_PATH = "options.tcss"
+    AUTO_FOCUS = "#system"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", show=False),
         Binding("f5", "keep", show=False, priority=True),
@@ -59,9 +60,10 @@ class ChatOptionsDialog(ModalScreen[ChatOptions | None]):
     def compose(self) -> ComposeResult:
         sampling = self._options.sampling
         with Vertical(id="options"):
-            with VerticalScroll():
-                yield Static("System prompt", classes="heading")
-                yield TextArea(self._options.system_prompt, id="system", tab_behavior="focus")
+            with VerticalScroll(can_focus=False):
+                system = TextArea(self._options.system_prompt, id="system", tab_behavior="focus")
+                system.border_title = "System prompt"
+                yield system
                 yield Static("What the model is told before the first turn.", classes="prose")
                 yield Static("Sampling", classes="heading")
                 for spec in _fields():
@@ -84,6 +86,10 @@ class ChatOptionsDialog(ModalScreen[ChatOptions | None]):
                         id="policy",
                         compact=True,
                     )
+                yield Static(
+                    "What happens when the chat gets longer than the model can see.",
+                    classes="prose",
+                )
                 yield Static("", id="wrong", markup=False)
             with Horizontal(id="options-buttons"):
                 yield Static("tab next field", classes="hint")

@@ -41,6 +41,7 @@ class SettingsScreen(ModalScreen[None]):
     app: QhChatApp
 
     CSS_PATH = "settings.tcss"
+    AUTO_FOCUS = "Input"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,f6", "leave", show=False, priority=True),
     ]
@@ -48,7 +49,7 @@ class SettingsScreen(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         section = ""
         with Vertical(id="settings"):
-            with VerticalScroll():
+            with VerticalScroll(can_focus=False):
                 for spec in specs().values():
                     if spec.section != section:
                         section = spec.section

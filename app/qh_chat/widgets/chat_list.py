@@ -10,36 +10,64 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
-from textual.widgets import Input, OptionList
+from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from qh_chat.actions import bindings_for
 from qh_chat.history.records import ChatSummary
 from qh_chat.inert import inert
-from qh_chat.messages import ChatChosen, ChatDeleteAsked, SearchChanged
+from qh_chat.messages import (
+    ChatChosen,
+    ChatDeleteAsked,
+    ChatRenameAsked,
+    NewChatAsked,
+    SearchChanged,
+)
 from qh_chat.widgets.numbers import day_name
 
 __all__ = ["ChatList"]
 
 
 class _Chats(OptionList):
-    """The rows; j and k move as the arrows do."""
+    """The rows."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("j", "cursor_down", show=False),
-        Binding("k", "cursor_up", show=False),
-        Binding("slash", "find", show=False),
-        Binding("delete", "delete", show=False),
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for("chats")]
+
+    @property
+    def marked_id(self) -> int | None:
+        """The conversation under the cursor."""
+        index = self.highlighted
+        option = self.get_option_at_index(index) if index is not None else None
+        return int(option.id) if option is not None and option.id is not None else None
 
     def action_find(self) -> None:
         self.query_ancestor(ChatList).query_one(Input).focus()
 
     def action_delete(self) -> None:
-        index = self.highlighted
-        if index is not None:
-            option = self.get_option_at_index(index)
-            if option.id is not None:
-                self.post_message(ChatDeleteAsked(int(option.id)))
+        if self.marked_id is not None:
+            self.post_message(ChatDeleteAsked(self.marked_id))
+
+    def action_rename(self) -> None:
+        if self.marked_id is not None:
+            self.post_message(ChatRenameAsked(self.marked_id))
+
+
+class _Links(Static):
+    """What can be done with chats, for the mouse."""
+
+    MARKUP = "[@click=new]+ new[/]  [@click=rename]rename[/]  [@click=delete]delete[/]"
+
+    def __init__(self) -> None:
+        super().__init__(self.MARKUP, id="chat-links")
+
+    def action_new(self) -> None:
+        self.post_message(NewChatAsked())
+
+    async def action_rename(self) -> None:
+        await self.run_action("screen.rename")
+
+    async def action_delete(self) -> None:
+        await self.run_action("screen.delete_chat")
 
 
 class _Search(Input):
@@ -66,6 +94,7 @@ class ChatList(Vertical):
     def compose(self) -> ComposeResult:
         yield _Search(placeholder="/ search", id="search", compact=True)
         yield _Chats(id="chat-rows", markup=False, compact=True)
+        yield _Links()
 
     def show(self, chats: Sequence[ChatSummary], open_id: int | None) -> None:
         """Show these conversations."""
@@ -79,7 +108,7 @@ class ChatList(Vertical):
             name = day_name(chat.updated_at, now)
             if name != day:
                 day = name
-                options.append(Option(Content.styled(name, "$foreground 50%"), disabled=True))
+                options.append(Option(Content.styled(f" {name}", "$foreground 50%"), disabled=True))
             mark = "▸ " if chat.id == open_id else "  "
             title = " ".join(inert(chat.title).split())
             content = Content(f"{mark}{title}")
@@ -97,7 +126,7 @@ class ChatList(Vertical):
         wanted = before if keep and before is not None else str(open_id)
         if self._has(options, wanted):
             rows.highlighted = rows.get_option_index(wanted)
-        self.border_subtitle = f"{len(chats)}" if chats else "none yet"
+        self.border_subtitle = f"{len(chats)}" if chats else "none"
 
     @staticmethod
     def _has(options: Sequence[Option], wanted: str) -> bool:
@@ -107,6 +136,16 @@ class ChatList(Vertical):
     def search_text(self) -> str:
         """What is searched for."""
         return self.query_one(Input).value
+
+    @property
+    def marked_id(self) -> int | None:
+        """The conversation under the cursor while the rows have the focus."""
+        rows = self.query_one(_Chats)
+        return rows.marked_id if rows.has_focus else None
+
+    def clear_search(self) -> None:
+        """Search for nothing."""
+        self.query_one(Input).value = ""
 
     def focus_search(self) -> None:
         """Set the cursor into the search box."""

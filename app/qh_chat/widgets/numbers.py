@@ -6,7 +6,15 @@ import time
 
 from qh_runtime.session.events import GenerationStats
 
-__all__ = ["answer_numbers", "day_name", "rate_text", "seconds_text", "size_text", "tokens_text"]
+__all__ = [
+    "answer_numbers",
+    "day_name",
+    "progress_text",
+    "rate_text",
+    "seconds_text",
+    "size_text",
+    "tokens_text",
+]
 
 
 def size_text(nbytes: int) -> str:
@@ -35,19 +43,39 @@ def seconds_text(seconds: float) -> str:
     return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
 
 
+def progress_text(done: int, total: int, since_done: int, since_s: float) -> str:
+    """How far a transfer is: 45 MB of 95 MB · 30 MB/s · 2 s left.
+
+    Args:
+        since_done: bytes done within the last `since_s` seconds; what the rate is made of.
+    """
+    text = f"{size_text(done)} of {size_text(total)}"
+    # Within the first moment a rate would be a guess.
+    if since_s < 0.5 or since_done <= 0:
+        return text
+    rate = since_done / since_s
+    return f"{text} · {size_text(round(rate))}/s · {seconds_text((total - done) / rate)} left"
+
+
 def tokens_text(tokens: int) -> str:
     """A count of tokens: 1,240."""
     return f"{tokens:,}"
 
 
-def answer_numbers(stats: GenerationStats) -> str:
-    """The line below an answer."""
-    parts = [f"{tokens_text(stats.tokens)} token" + ("s" if stats.tokens != 1 else "")]
-    if stats.tokens_per_s > 0:
-        parts.insert(0, rate_text(stats.tokens_per_s))
-    if stats.tokens:
-        parts.append(f"first {seconds_text(stats.first_token_s)}")
-    return " · ".join(parts)
+def answer_numbers(stats: GenerationStats, model: str = "") -> tuple[str, ...]:
+    """The line below an answer, in ways that get shorter. `model` is named when it is given."""
+    count = f"{tokens_text(stats.tokens)} token" + ("s" if stats.tokens != 1 else "")
+    rate = [rate_text(stats.tokens_per_s)] if stats.tokens_per_s > 0 else []
+    if not stats.tokens:
+        return (count,)
+    first = seconds_text(stats.first_token_s)
+    ways = (
+        *(([model, *rate, count, f"first token {first}"],) if model else ()),
+        [*rate, count, f"first token {first}"],
+        [*rate, count, f"first {first}"],
+        [*rate, f"first {first}"],
+    )
+    return tuple(" · ".join(way) for way in ways)
 
 
 def day_name(when: float, now: float) -> str:

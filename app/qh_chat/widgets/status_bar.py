@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from textual.app import RenderResult
 from textual.content import Content
+from textual.style import Style
 from textual.widget import Widget
 
 from qh_chat.inert import inert
@@ -24,7 +25,8 @@ class Facts:
 
     Attributes:
         loading: model name and progress text while one loads. failed: the load failed.
-        context_used: tokens of the conversation and the draft. counting: they are an older count.
+        context_used: tokens of the conversation and the draft, less what will be left out.
+        left_out: messages that the model does not see any more.
         rss_bytes: what the process holds now.
         offline: this process refuses every network connection; otherwise the line only says that
             the answers are made on this machine.
@@ -35,6 +37,7 @@ class Facts:
     loading: str = ""
     failed: bool = False
     context_used: int | None = None
+    left_out: int = 0
     tokens_per_s: float | None = None
     first_token_s: float | None = None
     rss_bytes: int | None = None
@@ -63,14 +66,24 @@ def status_content(facts: Facts, width: int) -> Content:
 
 
 # What is left out, or said in fewer cells, in this order.
-_CUTS = ("resident", "context", "planned", "first token", "bar", "device", "format", "memory")
+_CUTS = (
+    "resident",
+    "left out",
+    "context",
+    "planned",
+    "first token",
+    "bar",
+    "device",
+    "format",
+    "memory",
+)
 
 
 def _assemble(facts: Facts, cut: frozenset[str]) -> Content:
-    parts = [_model(facts, cut)]
+    parts = [_clickable(_model(facts, cut), "app.models")]
     context = _context(facts, cut)
     if context is not None:
-        parts.append(context)
+        parts.append(_clickable(context, "screen.options"))
     if facts.tokens_per_s is not None:
         speed = rate_text(facts.tokens_per_s)
         if facts.first_token_s is not None and "first token" not in cut:
@@ -83,6 +96,10 @@ def _assemble(facts: Facts, cut: frozenset[str]) -> Content:
     where = ("offline", "$text-success") if facts.offline else ("local", "$foreground 60%")
     parts.append(Content.styled(*where))
     return Content.styled(" │ ", "$foreground 40%").join(parts)
+
+
+def _clickable(content: Content, action: str) -> Content:
+    return content.stylize(Style.from_meta({"@click": action}))
 
 
 def _model(facts: Facts, cut: frozenset[str]) -> Content:
@@ -110,7 +127,10 @@ def _context(facts: Facts, cut: frozenset[str]) -> Content | None:
     short = "context" in cut
     text = f"{used:,}/{total:,}" if short else f"context {used:,} / {total:,}"
     cells = 3 if "bar" in cut else 5 if short else 8
-    return Content.styled(f"{text} {_bar(used, total, cells)}", style)
+    text = f"{text} {_bar(used, total, cells)}"
+    if facts.left_out and "left out" not in cut:
+        text += f" {facts.left_out:,} left out"
+    return Content.styled(text, style)
 
 
 def _memory(facts: Facts, cut: frozenset[str]) -> Content:
@@ -126,6 +146,8 @@ def _memory(facts: Facts, cut: frozenset[str]) -> Content:
 class StatusBar(Widget):
     """The line at the bottom, with the way to the help at its end.
 
+    A click on the model, the context or the help opens what they are about.
+
     Args:
         facts: as they are at first.
     """
@@ -134,6 +156,8 @@ class StatusBar(Widget):
 
     def __init__(self, facts: Facts) -> None:
         super().__init__(id="status")
+        # The colours of the line say how things are; links have none of their own here.
+        self.auto_links = False
         self._facts = facts
 
     @property
@@ -153,4 +177,5 @@ class StatusBar(Widget):
         space = width - len(self.HELP) - 2
         content = status_content(self._facts, max(8, space))
         gap = max(1, width - content.cell_length - len(self.HELP))
-        return Content.assemble(content, " " * gap, Content.styled(self.HELP, "$foreground 60%"))
+        help_text = _clickable(Content.styled(self.HELP, "$foreground 60%"), "app.help")
+        return Content.assemble(content, " " * gap, help_text)

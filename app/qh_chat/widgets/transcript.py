@@ -7,18 +7,18 @@ does; going up mounts earlier ones.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import ClassVar
 
 from textual import events, on
 from textual.binding import BindingType
 from textual.containers import VerticalScroll
-from textual.message import Message
+from textual.content import Content
 from textual.widgets import Static
 
 from qh_chat.actions import bindings_for
 from qh_chat.history.records import MessageRecord
-from qh_chat.messages import SiblingAsked
+from qh_chat.messages import MessageWanted, SiblingAsked
 from qh_chat.widgets.message import MessageView
 
 __all__ = ["Transcript"]
@@ -26,6 +26,7 @@ __all__ = ["Transcript"]
 MOUNTED = 40
 """Messages mounted at first; MORE are added at the top on request."""
 MORE = 40
+KEYS = "j k move · y copy · e edit · b again · i write"
 
 
 class Transcript(VerticalScroll, can_focus=True):
@@ -33,25 +34,14 @@ class Transcript(VerticalScroll, can_focus=True):
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings_for("transcript")]
 
-    class Wanted(Message):
-        """A key asks for something to be done with a message.
-
-        Attributes:
-            what: "copy", "code", "edit", "branch", "search" or "write".
-            view: the selected message, if any. number: of the code block, from 1.
-        """
-
-        def __init__(self, what: str, view: MessageView | None, number: int = 0) -> None:
-            super().__init__()
-            self.what = what
-            self.view = view
-            self.number = number
-
     def __init__(self) -> None:
         super().__init__(id="transcript")
         self._records: list[MessageRecord] = []
         self._alternatives: Callable[[int], tuple[int, int]] = lambda _: (1, 1)
         self._first = 0
+        self._model = ""
+        self._left_out: Collection[int] = ()
+        self._note = ""
         self.selected: MessageView | None = None
         # Two keys, or a key and a click, may ask for two paths: one after the other.
         self._building = asyncio.Lock()
@@ -64,6 +54,21 @@ class Transcript(VerticalScroll, can_focus=True):
     def view_of(self, message_id: int) -> MessageView | None:
         """The mounted view of a message."""
         return next((view for view in self.views if view.record.id == message_id), None)
+
+    def set_model(self, model: str) -> None:
+        """Name the model that answers now, so that answers of another one say so."""
+        self._model = model
+        for view in self.views:
+            view.set_model(model)
+
+    def set_left_out(self, message_ids: Collection[int]) -> None:
+        """Show which messages the model no longer sees."""
+        self._left_out = message_ids
+        below_is_out = False
+        for view in reversed(self.views):
+            out = view.record.id in message_ids
+            view.set_left_out(out, edge=out and not below_is_out)
+            below_is_out = out
 
     async def show(
         self,
@@ -112,8 +117,15 @@ class Transcript(VerticalScroll, can_focus=True):
             for view in mounted[:keep]:
                 view.set_alternatives(alternatives(view.record.id))
             await self._trim()
+            self._mark_views()
         # An anchored container sets its content at the bottom; the welcome stands in the middle.
         self.anchor(bool(records))
+
+    def _mark_views(self) -> None:
+        views = self.views
+        for view in views:
+            view.set_class(view is views[-1], "-last")
+        self.set_left_out(self._left_out)
 
     async def _trim(self) -> None:
         """Unmount the oldest messages of a transcript that grew by many turns."""
@@ -146,12 +158,13 @@ class Transcript(VerticalScroll, can_focus=True):
             self._first = start
             if start:
                 await self.mount(self._earlier(), before=0)
+            self._mark_views()
         if anchor is not None:
             self.call_after_refresh(self.scroll_to_widget, anchor, animate=False, top=True)
         return True
 
     def _view(self, record: MessageRecord) -> MessageView:
-        return MessageView(record, self._alternatives(record.id))
+        return MessageView(record, self._alternatives(record.id), self._model)
 
     def _earlier(self) -> Static:
         return _Earlier(f"▴ {self._first:,} earlier messages", classes="earlier")
@@ -165,14 +178,26 @@ class Transcript(VerticalScroll, can_focus=True):
             view.add_class("-selected")
             self.scroll_to_widget(view, animate=False)
 
+    def set_title(self, title: str, note: str = "") -> None:
+        """Show the title of the conversation, and a note at the lower edge."""
+        self.border_title = Content(title)
+        self._note = note
+        self._show_hints(self.has_focus)
+
+    def _show_hints(self, focused: bool) -> None:
+        hints = (KEYS if focused and self.views else "", self._note)
+        self.border_subtitle = Content(" · ".join(hint for hint in hints if hint))
+
     def on_focus(self) -> None:
         """Select the last message when there is no selection yet."""
+        self._show_hints(True)
         if self.selected is None and self.views:
             self.select(self.views[-1])
 
     def on_blur(self) -> None:
         """Without the focus no message is selected."""
         self.select(None)
+        self._show_hints(False)
 
     async def action_move(self, step: int) -> None:
         """Select the next or previous message; past the edge of it, scroll or load more."""
@@ -206,29 +231,44 @@ class Transcript(VerticalScroll, can_focus=True):
             self.select(self.views[-1])
         self.anchor()
 
+    async def go_to(self, message_id: int) -> bool:
+        """Select a message of the path; False when it is not there."""
+        if all(record.id != message_id for record in self._records):
+            return False
+        while (view := self.view_of(message_id)) is None:
+            if not await self.load_earlier():
+                return False
+        self.select(view)
+        return True
+
     def action_copy(self) -> None:
         """Ask for a copy of the selected message."""
-        self.post_message(self.Wanted("copy", self._target()))
+        self._want("copy")
 
     def action_copy_code(self, number: int) -> None:
         """Ask for a copy of a code block."""
-        self.post_message(self.Wanted("code", self._target(), number))
+        self._want("copy code", number)
 
     def action_edit(self) -> None:
         """Ask to edit the selected message."""
-        self.post_message(self.Wanted("edit", self._target()))
+        self._want("edit")
 
     def action_branch(self) -> None:
         """Ask for another answer to the selected turn."""
-        self.post_message(self.Wanted("branch", self._target()))
+        self._want("again")
 
     def action_search(self) -> None:
         """Ask for the search."""
-        self.post_message(self.Wanted("search", self.selected))
+        self.post_message(MessageWanted("search", None))
 
     def action_write(self) -> None:
         """Ask for the composer."""
-        self.post_message(self.Wanted("write", self.selected))
+        self.post_message(MessageWanted("write", None))
+
+    def _want(self, what: str, number: int = 0) -> None:
+        view = self._target()
+        if view is not None:
+            self.post_message(MessageWanted(what, view.record.id, number))
 
     def action_thinking(self) -> None:
         """Fold or unfold the thinking of the selected message."""

@@ -225,10 +225,10 @@ def test_only_the_newest_count_is_answered(started: Start, box: Box) -> None:
     thread.generate(1, TURNS, SamplingParams())
     box.wait(lambda m: isinstance(m, AnswerText))
     for request in range(1, 50):
-        thread.count(request, [Turn("user", "a b c")])
+        thread.count(request, [Turn("user", "a b c")], SamplingParams())
     hold.release(5)
     box.wait(lambda m: isinstance(m, ContextCounted))
-    thread.count(50, TURNS)
+    thread.count(50, TURNS, SamplingParams())
     box.wait(lambda m: isinstance(m, ContextCounted) and m.request == 50)
     counted = [m.request for m in box.messages if isinstance(m, ContextCounted)]
     assert counted == [49, 50]

@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qh_chat.actions import action_ids
-from qh_chat.settings import Settings, SettingsError, Value, load_settings, parse_value, specs
+from qh_chat.settings import (
+    Settings,
+    SettingsError,
+    Value,
+    check_value,
+    load_settings,
+    parse_value,
+    specs,
+)
 from qh_chat.settings_file import save_values, toml_value, updated_toml
 from qh_runtime.options import LoadOptions, SamplingParams
 
@@ -171,3 +179,12 @@ def test_any_order_of_changes_stays_valid(changes: dict[str, int], seed: int) ->
     for key in changes:
         section, _, name = key.partition(".")
         assert name in found[section]
+
+
+def test_a_bound_of_the_representation_is_not_told_but_kept() -> None:
+    seed = specs()["sampling.seed"]
+    assert seed.range_text == "at least 0"
+    with pytest.raises(SettingsError, match="at most 9,223,372,036,854,775,807"):
+        check_value(seed, 2**63)
+    with pytest.raises(SettingsError, match="at least 0"):
+        check_value(seed, -1)
