@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Literal
 
 from qh_runtime.architectures import decoder_shape
-from qh_runtime.checkpoints import open_checkpoint, read_config
+from qh_runtime.checkpoints import read_config
 from qh_runtime.hardware.profile import HardwareProfile
 from qh_runtime.options import LoadOptions
 from qh_runtime.packing import load_packed_model
 from qh_runtime.planned_model import PlannedModel, plan_checkpoint
 from qh_runtime.session.events import Engine, EngineInfo
 from qh_runtime.store.entry import ModelEntry
+from qh_runtime.store.integrity import check
+from qh_runtime.store.source import kept_pack, open_source, options_for
 
 __all__ = [
     "LoadProgress",
@@ -58,7 +60,8 @@ def plan_model(entry: ModelEntry, options: LoadOptions, profile: HardwareProfile
         PlanError: the options cannot be met by any memory.
     """
     config = read_config(entry.folder).model
-    return plan_checkpoint(config, lambda: open_checkpoint(entry.folder), options, profile)
+    options = options_for(entry.folder, options)
+    return plan_checkpoint(config, lambda: open_source(entry.folder), options, profile)
 
 
 def load_model(
@@ -92,6 +95,9 @@ def load_model(
             on_progress(LoadProgress(stage, done, total))
 
     report("plan")
+    if entry.layout is not None and entry.manifest is not None:
+        check(entry.layout, entry.manifest)
+    options = options_for(entry.folder, options)
     planned = plan_model(entry, options, profile)
     plan, spec = planned.plan, planned.spec
     if not options.force:
@@ -113,6 +119,7 @@ def load_model(
         progress=lambda done, of: report("pack", done, of),
         threads=plan.threads,
         folder=entry.folder,
+        kept_pack=kept_pack(planned.source),
     )
     assert packed is not None  # only a cancel function, which is not given, makes it None
     notes = (f"packed weights are not kept: {packed.reason}",) if packed.reason else ()

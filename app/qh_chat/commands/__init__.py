@@ -62,8 +62,54 @@ COMMANDS: Mapping[str, Command] = {
     "ls": Command(
         "ls",
         "list the models that can be named",
-        "Lists built-in models and those in the models folder; broken ones with the reason.",
+        "Lists built-in models, pulled and imported ones, and those in the models folder; broken "
+        "and incomplete ones with the reason.",
         arguments.add_json,
+    ),
+    "pull": Command(
+        "pull",
+        "fetch a model from the hub",
+        "Fetches a model: looks at its small files and headers first, shows a card and asks. What "
+        "arrived is kept at any interruption, and the same command goes on.",
+        arguments.add_pull,
+    ),
+    "import": Command(
+        "import_",
+        "copy a model from a folder, a stick or a hub cache",
+        "Copies a model that lies on this machine into the store, after the checks of a pull.",
+        arguments.add_import,
+    ),
+    "show": Command(
+        "show",
+        "show one model: where it is from, its files, whether it fits",
+        "Shows licence, commit, files and sizes of a model, and the plan of loading it now.",
+        arguments.add_show,
+    ),
+    "verify": Command(
+        "verify",
+        "check every byte of the stored models",
+        "Reads every file of the named models, or of all, from the disk and compares it with its "
+        "SHA-256. --repair fetches what is damaged and nothing else.",
+        arguments.add_verify,
+    ),
+    "du": Command(
+        "du",
+        "show what models take on the disk",
+        "Shows what each model takes, what it shares, and what removing it would free.",
+        arguments.add_json,
+    ),
+    "rm": Command(
+        "rm",
+        "remove a model",
+        "Removes a model with everything that no other model needs; says first what is freed.",
+        arguments.add_rm,
+    ),
+    "prune": Command(
+        "prune",
+        "remove what no model needs",
+        "Removes files without a model, abandoned parts, temporary files and packed weights whose "
+        "model is gone.",
+        arguments.add_prune,
     ),
     "doctor": Command(
         "doctor",

@@ -8,7 +8,19 @@ from typing import Any
 
 from qh_chat.settings import SettingsError, SettingSpec, parse_value, specs
 
-__all__ = ["OVERRIDES", "add_bench", "add_chat", "add_json", "add_run"]
+__all__ = [
+    "OVERRIDES",
+    "add_bench",
+    "add_chat",
+    "add_import",
+    "add_json",
+    "add_prune",
+    "add_pull",
+    "add_rm",
+    "add_run",
+    "add_show",
+    "add_verify",
+]
 
 # Option -> the setting it stands in for, in the order of --help.
 OVERRIDES = {
@@ -74,6 +86,98 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
         "--shape", metavar="NAME", help="only this one: builtin, bitnet-2b-4t or llama-3.2-1b"
     )
     _add_settings(parser, "threads")
+
+
+def add_pull(parser: argparse.ArgumentParser) -> None:
+    """Options of `pull`."""
+    parser.add_argument(
+        "repo", metavar="ORG/MODEL[@REVISION]", type=_some_text, help="as on the model's page"
+    )
+    parser.add_argument(
+        "--artifact",
+        metavar="NAME",
+        type=_some_text,
+        help="which of several sets of weights: a folder of the repository",
+    )
+    parser.add_argument(
+        "--newest",
+        action="store_true",
+        help="give up the commit of an unfinished pull for the present one",
+    )
+    parser.add_argument(
+        "--endpoint", metavar="URL", type=_some_text, help="another hub than that of HF_ENDPOINT"
+    )
+    limit = specs()["models.download_limit_mb_s"]
+    parser.add_argument("--limit-rate", metavar="MB/S", type=_reader(limit), help=_help(limit))
+    _add_fetch(parser)
+
+
+def add_import(parser: argparse.ArgumentParser) -> None:
+    """Options of `import`."""
+    parser.add_argument(
+        "path",
+        metavar="PATH",
+        type=_some_text,
+        help="a folder in Hugging Face layout, or one of a hub cache (models--org--name)",
+    )
+    parser.add_argument("--name", type=_some_text, help="in the store; else the folder's own")
+    _add_fetch(parser)
+
+
+def add_show(parser: argparse.ArgumentParser) -> None:
+    """Options of `show`."""
+    _add_name(parser)
+    add_json(parser)
+    _add_settings(parser, "pack", "context")
+
+
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """Options of `verify`."""
+    parser.add_argument(
+        "name", nargs="*", metavar="NAME", type=_some_text, help="a stored model; none means all"
+    )
+    parser.add_argument(
+        "--repair", action="store_true", help="put right what is damaged; fetches only that"
+    )
+    parser.add_argument("--json", action="store_true", help="print events, one JSON object a line")
+
+
+def add_rm(parser: argparse.ArgumentParser) -> None:
+    """Options of `rm`."""
+    _add_name(parser)
+    parser.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only say what would be removed and freed"
+    )
+    parser.add_argument(
+        "--source",
+        action="store_true",
+        help="only the weights, whose packed form stays; everything is compared first",
+    )
+    _add_settings(parser, "pack")
+    add_json(parser)
+
+
+def add_prune(parser: argparse.ArgumentParser) -> None:
+    """Options of `prune`."""
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only say what would be removed and freed"
+    )
+    add_json(parser)
+
+
+def _add_fetch(parser: argparse.ArgumentParser) -> None:
+    """What pull and import have in common."""
+    parser.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    parser.add_argument(
+        "--force", action="store_true", help="also if the plan says that it does not fit"
+    )
+    parser.add_argument("--json", action="store_true", help="print events, one JSON object a line")
+    _add_settings(parser, "pack", "context")
+
+
+def _add_name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", type=_some_text, help="as in qh-chat ls")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from qh_chat.commands.answering import Interrupted, LoadFunction, answer_events
 from qh_chat.commands.arguments import OVERRIDES
 from qh_chat.commands.context import Context
+from qh_chat.commands.offer import offer_missing_model
 from qh_chat.commands.output import JsonOutput, Output, TextOutput
 from qh_runtime.errors import ContextLengthError, QhError, SessionError
 from qh_runtime.session.events import Done, Message
@@ -68,6 +69,9 @@ def _events(
     elif settings.chat.system_prompt and not args.raw:
         messages.insert(0, Message("system", settings.chat.system_prompt))
     name = settings.models.model if args.model is None else args.model
+    ended = 0 if load else offer_missing_model(name, args, context, settings)
+    if ended:
+        raise Interrupted(ended)
     loader = load or context.models(settings).load
     yield from answer_events(
         lambda progress: loader(name, options, progress),

@@ -1,0 +1,55 @@
+"""`qh-chat du`: what models take on the disk, and what removing them would free."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from qh_chat.commands.context import Context
+from qh_chat.commands.output import plain
+from qh_chat.inert import inert
+from qh_runtime.store.disk import DiskUse, disk_use
+from qh_runtime.units import gigabytes
+
+__all__ = ["run"]
+
+
+def run(args: argparse.Namespace, context: Context) -> int:
+    """Print the sums; exit code 0."""
+    models = context.models(context.settings())
+    outside = [(x.name, x.folder) for x in models.store().list() if x.origin != "store"]
+    use = disk_use(models.layout(), context.paths.packed_dir, outside)
+    if args.json:
+        rows = [{**plain(x), "freed_bytes": x.freed_bytes} for x in use.models]
+        print(json.dumps({**plain(use), "models": rows}, allow_nan=False))
+        return 0
+    for line in _lines(use):
+        print(inert(line))
+    return 0
+
+
+def _lines(use: DiskUse) -> list[str]:
+    rows: list[tuple[str, ...]] = [("model", "own", "shared", "packed", "rm frees")]
+    for x in use.models:
+        if x.state == "folder" and not x.packed_bytes:
+            continue
+        name = x.name if x.state in ("ready", "folder") else f"{x.name} ({_STATES[x.state]})"
+        numbers = (x.own_bytes, x.shared_bytes, x.packed_bytes, x.freed_bytes)
+        rows.append((name, *(gigabytes(n) if n else "-" for n in numbers)))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    lines = [
+        f"{row[0]:{widths[0]}}" + "".join(f"  {row[i]:>{widths[i]}}" for i in range(1, 5))
+        for row in rows
+    ]
+    lines.append("")
+    lines.append(f"{gigabytes(use.total_bytes)} in all, {gigabytes(use.shared_bytes)} of it shared")
+    if use.unfinished_bytes:
+        lines.append(f"{gigabytes(use.unfinished_bytes)} in unfinished files; pull goes on")
+    if use.other_packed_bytes:
+        lines.append(f"{gigabytes(use.other_packed_bytes)} packed from folders elsewhere")
+    if use.left_over_bytes:
+        lines.append(f"{gigabytes(use.left_over_bytes)} left over; qh-chat prune frees them")
+    return lines
+
+
+_STATES = {"pulling": "incomplete", "damaged": "damaged"}

@@ -1,0 +1,107 @@
+"""`qh-chat rm NAME`: a model goes, or with --source the weights that its pack stands for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+
+from qh_chat.commands.context import Context
+from qh_chat.commands.fetch_output import ProgressLine
+from qh_chat.commands.fetching import Interrupts, asks, question
+from qh_chat.commands.output import plain
+from qh_chat.commands.stored import stored_entry
+from qh_chat.inert import inert
+from qh_runtime.errors import StoreError
+from qh_runtime.store.disk import Removal, remove
+from qh_runtime.store.transfer import StopSignal
+from qh_runtime.units import gigabytes
+
+__all__ = ["run"]
+
+_WORDS = {"blob": "files", "pack": "packed weights", "part": "unfinished files"}
+_STAGES = {"verify": "checking the source", "compare": "comparing the packed form", "keep": ""}
+
+
+def run(args: argparse.Namespace, context: Context) -> int:
+    """Remove; exit code 0 once it is gone, 3 if it is not wanted after all."""
+    models = context.models(context.settings())
+    entry = stored_entry(models, args.name, "removed")
+    if args.source:
+        return _drop_source(args, context, entry.name)
+    layout, packed = models.layout(), context.paths.packed_dir
+    planned = remove(layout, packed, entry.name, dry_run=True)
+    if args.dry_run:
+        _print(planned, "would be removed", as_json=args.json)
+        return 0
+    if not _agreed(args, f"{_summary(planned)}\nremove it?"):
+        return 3
+    _print(remove(layout, packed, entry.name), "is removed", as_json=args.json)
+    return 0
+
+
+def _agreed(args: argparse.Namespace, text: str) -> bool:
+    """Whether to go on; without a person only with --yes."""
+    if args.yes:
+        return True
+    if not asks(yes=args.yes, as_json=args.json):
+        raise StoreError(
+            f"model {args.name}: expected a yes, and there is nobody to ask",
+            hint="add --yes",
+            name=args.name,
+        )
+    if question(text):
+        return True
+    print("qh-chat: nothing was removed", file=sys.stderr)
+    return False
+
+
+def _drop_source(args: argparse.Namespace, context: Context, name: str) -> int:
+    from qh_runtime.store.dropping import DropProgress, drop_source
+
+    models = context.models(context.settings())
+    if not _agreed(
+        args, f"{name}: its weights go, the packed form stays and stands for them. Go on?"
+    ):
+        return 3
+    line = ProgressLine(context.environment)
+
+    def show(progress: DropProgress) -> None:
+        if _STAGES[progress.stage] and not args.json:
+            done, total = gigabytes(progress.done_bytes), gigabytes(progress.total_bytes)
+            line.show(f"{_STAGES[progress.stage]}: {done} of {total}")
+
+    stop = StopSignal()
+    with Interrupts(stop) as interrupts:
+        interrupts.raising = False
+        done = drop_source(models.layout(), context.paths.packed_dir, name, args.pack, show, stop)
+    line.clear()
+    if done is None:
+        print("qh-chat: stopped; nothing was removed", file=sys.stderr)
+        return interrupts.exit_code
+    form = done.pack_format or "packed"
+    if args.json:
+        facts = {"pack_format": done.pack_format, "freed_bytes": done.freed_bytes}
+        print(json.dumps({"name": name, **facts, "model": plain(done.manifest)}, allow_nan=False))
+    else:
+        text = f"{name}: its source is removed, {gigabytes(done.freed_bytes)} freed; "
+        print(inert(f"{text}the {form} form stands for it"))
+    return 0
+
+
+def _print(removal: Removal, outcome: str, *, as_json: bool) -> None:
+    if as_json:
+        facts = plain(removal)
+        print(json.dumps({**facts, "freed_bytes": removal.freed_bytes}, allow_nan=False))
+    else:
+        print(inert(f"{removal.name} {outcome}: {gigabytes(removal.freed_bytes)} freed"))
+
+
+def _summary(removal: Removal) -> str:
+    sizes: Counter[str] = Counter()
+    for piece in removal.pieces:
+        if piece.kind in _WORDS:
+            sizes[_WORDS[piece.kind]] += piece.bytes
+    parts = ", ".join(f"{gigabytes(size)} {name}" for name, size in sizes.items() if size)
+    return f"{removal.name}: frees {gigabytes(removal.freed_bytes)} ({parts or 'no files'})"
