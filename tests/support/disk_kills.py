@@ -1,7 +1,7 @@
-"""`python -m tests.support.disk_kills remove|prune MOST FOLDER`: kills it at up to MOST points.
+"""`python -m tests.support.disk_kills kill|refuse remove|prune MOST FOLDER`: at up to MOST points.
 
-After each kill the other model is whole and listed as ready, the removed one is there or gone, and
-one more run leaves exactly the files of what is there. Prints how many kills there were.
+After each disturbance the other model is whole and listed as ready, the removed one is there or
+gone, and one more run leaves exactly the files of what is there. Prints how many there were.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from qh_runtime.store.disk import prune, remove
 from qh_runtime.store.integrity import Verifier
 from qh_runtime.store.layout import StoreLayout
 from qh_runtime.store.manifest import read_manifest
-from tests.support.kill_points import kill_at_points
+from tests.support.kill_points import How, disturb_at_points
 from tests.support.stored_models import put_blob, store_model
 
 _FILES = {f"f{x}": bytes([x]) * 3000 for x in range(5)}
 
 
-def main(operation: str, most: int, folder: Path) -> int:
-    """Run the kills; returns their number."""
+def main(how: How, operation: str, most: int, folder: Path) -> int:
+    """Disturb it; returns how often."""
     layout, packed = StoreLayout(folder / "store"), folder / "packed"
 
     def prepare() -> None:
@@ -63,8 +63,9 @@ def main(operation: str, most: int, folder: Path) -> int:
         else:
             prune(layout, packed, settled_s=0)
 
-    return kill_at_points(prepare, act, check, most)
+    return disturb_at_points(how, prepare, act, check, most)
 
 
 if __name__ == "__main__":
-    print(main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])))
+    chosen: How = "kill" if sys.argv[1] == "kill" else "refuse"
+    print(main(chosen, sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])))

@@ -1,7 +1,7 @@
-"""`python -m tests.support.dropping_kills MOST FOLDER`: kills `drop_source` at up to MOST points.
+"""`python -m tests.support.dropping_kills kill|refuse MOST FOLDER`: `drop_source` at MOST points.
 
-After each kill the model loads to the same bytes as before, and one prune leaves only what is
-named. Prints how many kills there were.
+After each disturbance the model loads to the same bytes as before, and one prune leaves only what
+is named. Prints how many there were.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from qh_runtime.store.integrity import Verifier, check
 from qh_runtime.store.layout import StoreLayout
 from qh_runtime.store.manifest import read_manifest
 from qh_runtime.store.source import open_source
-from tests.support.kill_points import kill_at_points
+from tests.support.kill_points import How, disturb_at_points
 from tests.support.model_tensors import config, random_tensors, write_checkpoint
 from tests.support.stored_models import folder_files, store_model
 
 NAME = "org/model"
 
 
-def main(most: int, folder: Path) -> int:
-    """Run the kills; returns their number."""
+def main(how: How, most: int, folder: Path) -> int:
+    """Disturb it; returns how often."""
     master = folder / "master"
     layout, packed = StoreLayout(folder / "store"), folder / "packed"
     settings = config(hidden_size=128, head_dim=32, intermediate_size=256, num_hidden_layers=1)
@@ -72,8 +72,12 @@ def main(most: int, folder: Path) -> int:
         named = {x.sha256 for x in manifest.files}
         assert {x.name.removesuffix(".crc") for x in layout.blobs.iterdir()} == named
 
-    return kill_at_points(prepare, lambda: drop_source(layout, packed, NAME), verify, most)
+    def act() -> None:
+        drop_source(layout, packed, NAME)
+
+    return disturb_at_points(how, prepare, act, verify, most)
 
 
 if __name__ == "__main__":
-    print(main(int(sys.argv[1]), Path(sys.argv[2])))
+    chosen: How = "kill" if sys.argv[1] == "kill" else "refuse"
+    print(main(chosen, int(sys.argv[2]), Path(sys.argv[3])))

@@ -1,7 +1,7 @@
-"""`python -m tests.support.import_kills MOST FOLDER MODEL`: kills an import at up to MOST points.
+"""`python -m tests.support.import_kills kill|refuse MOST FOLDER MODEL`: an import at MOST points.
 
-After each kill a model is listed as ready only if it is whole, and the next import makes it whole.
-Prints how many kills there were.
+After each disturbance a model is listed as ready only if it is whole, and the next import makes it
+whole. Prints how many there were.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from qh_runtime.store.integrity import Verifier
 from qh_runtime.store.layout import StoreLayout
 from qh_runtime.store.manifest import read_manifest
 from qh_runtime.store.store import ModelStore
-from tests.support.kill_points import kill_at_points
+from tests.support.kill_points import How, disturb_at_points
 
 
-def main(most: int, folder: Path, model: Path) -> int:
-    """Run the kills; returns their number."""
+def main(how: How, most: int, folder: Path, model: Path) -> int:
+    """Disturb it; returns how often."""
     layout = StoreLayout(folder / "store")
     profile = probe(folder)
 
@@ -45,8 +45,9 @@ def main(most: int, folder: Path, model: Path) -> int:
     def prepare() -> None:
         shutil.rmtree(layout.root, ignore_errors=True)
 
-    return kill_at_points(prepare, bring, check, most)
+    return disturb_at_points(how, prepare, bring, check, most)
 
 
 if __name__ == "__main__":
-    print(main(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])))
+    chosen: How = "kill" if sys.argv[1] == "kill" else "refuse"
+    print(main(chosen, int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])))

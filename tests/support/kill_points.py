@@ -1,18 +1,25 @@
-"""Runs an operation many times and kills it (SIGKILL) before each change that it makes to files.
+"""Runs an operation many times and disturbs it at each change that it makes to files.
 
-For processes of their own that have one thread: each run is a fork.
+It is killed (SIGKILL) before the change, or the change is refused as a full disk does. For
+processes of their own that have one thread: each run is a fork.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
 import sys
+import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["kill_at_points"]
+from qh_runtime.errors import QhError
+
+__all__ = ["disturb_at_points"]
+
+How = Literal["kill", "refuse"]
 
 _CHANGES = frozenset(
     {"os.remove", "os.rename", "os.rmdir", "os.symlink", "os.link", "os.mkdir", "os.truncate"}
@@ -20,17 +27,20 @@ _CHANGES = frozenset(
 _MOST_POINTS = 10_000
 
 
-def kill_at_points(
+def disturb_at_points(
+    how: How,
     prepare: Callable[[], None],
     operation: Callable[[], object],
     check: Callable[[], None],
     most: int,
 ) -> int:
-    """Kill at every point, or at so many drawn at random; returns how many kills there were.
+    """Disturb at every point, or at so many drawn at random; returns how many there were.
+
+    An operation whose change was refused must end with a QhError, or without any error.
 
     Args:
         prepare: puts everything into its first state, before each run.
-        operation: what is killed.
+        operation: what is disturbed.
         check: called after each run, in a process that outlives it.
     """
     points = _count_points(prepare, operation)
@@ -40,9 +50,10 @@ def kill_at_points(
         chosen = sorted(random.Random(20261123).sample(chosen, most))
     for point in chosen:
         prepare()
-        status = _run(operation, point)
-        if not os.WIFSIGNALED(status):
-            raise AssertionError(f"point {point} of {points}: the operation ended by itself")
+        status = _run(operation, point, how)
+        ended = os.WIFSIGNALED(status) if how == "kill" else os.waitstatus_to_exitcode(status) == 0
+        if not ended:
+            raise AssertionError(f"{how} at point {point} of {points}: status {status}")
         check()
     return len(chosen)
 
@@ -52,7 +63,7 @@ def _count_points(prepare: Callable[[], None], operation: Callable[[], object]) 
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        counter = _Counter(_MOST_POINTS)
+        counter = _Counter(_MOST_POINTS, "kill")
         sys.addaudithook(counter)
         operation()
         os.write(writer, str(counter.count).encode())
@@ -64,26 +75,36 @@ def _count_points(prepare: Callable[[], None], operation: Callable[[], object]) 
     return int(text)
 
 
-def _run(operation: Callable[[], object], point: int) -> int:
+def _run(operation: Callable[[], object], point: int, how: How) -> int:
     child = os.fork()
-    if child == 0:
-        sys.addaudithook(_Counter(point))
+    if child:
+        return os.waitpid(child, 0)[1]
+    sys.addaudithook(_Counter(point, how))
+    code = 0
+    try:
         operation()
-        os._exit(0)
-    return os.waitpid(child, 0)[1]
+    except QhError:
+        pass
+    except BaseException:  # noqa: BLE001 - the process ends here
+        traceback.print_exc()
+        code = 1
+    os._exit(code)
 
 
 class _Counter:
-    """An audit hook that kills its process before the nth change."""
+    """An audit hook that kills its process before the nth change, or refuses that one change."""
 
-    def __init__(self, last: int) -> None:
+    def __init__(self, last: int, how: How) -> None:
         self.count = 0
         self._last = last
+        self._how = how
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event in _CHANGES or (event == "open" and _writes(arguments)):
             self.count += 1
-            if self.count >= self._last:
+            if self._how == "refuse" and self.count == self._last:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if self._how == "kill" and self.count >= self._last:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -16,7 +16,7 @@ import secrets
 import threading
 import zlib
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -243,8 +243,8 @@ def _keep(
     tensors = list(_tensor_bytes(source, kept))
     check_space(layout.root, sum(len(x) for x in tensors) + len(text))
     found = [
-        _stored(KEPT, *_put(layout, iter(tensors))),
-        _stored(RECORD, *_put(layout, iter([memoryview(text)]))),
+        _stored(KEPT, *_put(layout, tensors)),
+        _stored(RECORD, *_put(layout, [memoryview(text)])),
     ]
     sha256 = _adopt(layout, pack.path, stop)
     if sha256 is None:
@@ -273,11 +273,11 @@ def _tensor_bytes(source: TensorSource, names: tuple[str, ...]) -> Iterator[memo
         yield source.read(name).reshape(-1).view("u1").data
 
 
-def _put(layout: StoreLayout, pieces: Iterator[memoryview]) -> tuple[str, int]:
+def _put(layout: StoreLayout, pieces: Sequence[memoryview]) -> tuple[str, int]:
     """Make a blob of these bytes; returns hash and size."""
     layout.blobs.mkdir(parents=True, exist_ok=True)
     temporary = layout.blobs / f".kept.{secrets.token_hex(4)}.tmp"
-    with disk_errors("write", temporary, 0):
+    with disk_errors("write", temporary, sum(len(x) for x in pieces)):
         try:
             with open(temporary, "xb") as out:
                 for piece in pieces:

@@ -338,13 +338,15 @@ def test_any_sequence_keeps_every_model_whole(layout: StoreLayout, packed: Path,
 
 @pytest.mark.parametrize("operation", ["remove", "prune"])
 @pytest.mark.parametrize("most", [20, pytest.param(200, marks=pytest.mark.slow)])
-def test_killed_at_any_point_the_rest_works_and_the_next_run_cleans(
-    tmp_path: Path, operation: str, most: int
+@pytest.mark.parametrize("how", ["kill", "refuse"])
+def test_disturbed_at_any_point_the_rest_works_and_the_next_run_cleans(
+    store_root: Path, how: str, operation: str, most: int
 ) -> None:
+    words = (how, operation, str(most), str(store_root))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.disk_kills", operation, str(most), str(tmp_path)],
+        [sys.executable, "-m", "tests.support.disk_kills", *words],
         cwd=REPOSITORY,
-        env=qh_environment(tmp_path),
+        env=qh_environment(store_root),
         capture_output=True,
         text=True,
         timeout=300,

@@ -261,11 +261,14 @@ def test_records_that_break_a_rule(
 
 
 @pytest.mark.parametrize("most", [20, pytest.param(200, marks=pytest.mark.slow)])
-def test_killed_at_any_point_it_loads_before_and_after(tmp_path: Path, most: int) -> None:
+@pytest.mark.parametrize("how", ["kill", "refuse"])
+def test_disturbed_at_any_point_it_loads_before_and_after(
+    store_root: Path, how: str, most: int
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.dropping_kills", str(most), str(tmp_path)],
+        [sys.executable, "-m", "tests.support.dropping_kills", how, str(most), str(store_root)],
         cwd=REPOSITORY,
-        env=qh_environment(tmp_path),
+        env=qh_environment(store_root),
         capture_output=True,
         text=True,
         timeout=300,

@@ -438,16 +438,19 @@ def test_a_cache_may_link_into_its_own_blobs_alone(
 
 
 @pytest.mark.parametrize("most", [20, pytest.param(200, marks=pytest.mark.slow)])
-def test_killed_at_any_point_it_goes_on(folder: Path, store_root: Path, most: int) -> None:
+@pytest.mark.parametrize("how", ["kill", "refuse"])
+def test_disturbed_at_any_point_it_goes_on(
+    folder: Path, store_root: Path, how: str, most: int
+) -> None:
+    words = (how, str(most), str(store_root), str(folder))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.import_kills", str(most), str(store_root),
-         str(folder)],
+        [sys.executable, "-m", "tests.support.import_kills", *words],
         cwd=REPOSITORY,
         env=qh_environment(store_root),
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(done.stdout) >= 10
