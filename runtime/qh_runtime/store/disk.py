@@ -45,6 +45,8 @@ _PART = re.compile(r"(git-[0-9a-f]{40}|[0-9a-f]{64})\.(part|journal)")
 # Temporary files exist for moments, and a file whose hash is not known beforehand is named by its
 # manifest moments after it is complete. What is this old belongs to a process that was killed.
 _SETTLED_S = 3600.0
+# A file without a model that is younger may be of a pull that has just begun.
+_FRESH_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,7 @@ def prune(
     Args:
         dry_run: only say what would be removed.
         settled_s: how old temporary files must be, and, while a model is being fetched, files that
-            its manifest may not name yet.
+            its manifest may not name yet. Other files need an age of a minute at most.
 
     Raises:
         StoreError: the store cannot be locked, or the disk refuses; the same again goes on.
@@ -308,6 +310,12 @@ class _Inventory:
         unfinished = [x for x in self.manifests.values() if x is not None and x.state == "pulling"]
         return any(not file.sha256 for x in unfinished for file in x.files)
 
+    def claimed(self, settled_s: float) -> set[str]:
+        """Blobs that a pull looks at before it is decided on, by links in a temporary folder."""
+        folders = [x for x in self.temporary if x.parent == self.layout.snapshots]
+        links = [y for x in folders if not _is_settled(x, settled_s) for y in _entries(x)]
+        return {os.readlink(x).rpartition("/")[2] for x in links if x.is_symlink()}
+
     def key_of(self, path: Path) -> str | None:
         """What the lock of a blob or part is called; None for other files."""
         match = _BLOB.fullmatch(path.name) or _PART.fullmatch(path.name)
@@ -356,10 +364,12 @@ def _left_over(
 ) -> Iterator[Piece]:
     """What no model needs."""
     if not found.damaged:
+        claimed = found.claimed(settled_s)
+        age_s = settled_s if found.expects_unnamed else min(settled_s, _FRESH_S)
         for sha256, paths in found.blobs.items():
-            if sha256 in found.blob_users:
+            if sha256 in found.blob_users or sha256 in claimed:
                 continue
-            if not found.expects_unnamed or all(_is_settled(x, settled_s) for x in paths):
+            if all(_is_settled(x, age_s) for x in paths):
                 yield from (_piece("blob", x) for x in paths)
         for key, paths in found.parts.items():
             if key not in found.part_users:

@@ -96,7 +96,9 @@ def fill(layout: StoreLayout, packed: Path) -> None:
 
 def litter(layout: StoreLayout, packed: Path) -> None:
     """Everything that killed processes and changed models leave behind."""
-    put_blob(layout, b"orphan" * 3000)
+    orphan = put_blob(layout, b"orphan" * 3000)
+    for path in (layout.blob(orphan), layout.blob_checks(orphan)):
+        os.utime(path, (1, 1))
     layout.part("d" * 64).write_bytes(b"x" * 30_000)
     layout.journal("d" * 64).write_bytes(b"x" * 300)
     layout.part("git-" + "d" * 40).write_bytes(b"x" * 3000)
@@ -213,6 +215,23 @@ def test_files_that_a_fetch_will_name_in_a_moment_stay(layout: StoreLayout, pack
     assert not blob.exists()
 
 
+def test_files_of_a_pull_that_has_just_begun_stay(layout: StoreLayout, packed: Path) -> None:
+    """It looks at small files through links in a temporary folder, before there is a manifest."""
+    fill(layout, packed)
+    old, young, linked = (put_blob(layout, x) for x in (b"old", b"young", b"linked"))
+    for sha256 in (old, linked):
+        for path in (layout.blob(sha256), layout.blob_checks(sha256)):
+            os.utime(path, (1, 1))
+    looked_at = layout.snapshots / ".org--new.abcd.tmp"
+    looked_at.mkdir()
+    (looked_at / "config.json").symlink_to(f"../../blobs/{linked}")
+    prune(layout, packed)
+    assert [layout.blob(x).exists() for x in (old, young, linked)] == [False, True, True]
+    os.utime(looked_at, (1, 1))
+    prune(layout, packed)
+    assert [layout.blob(x).exists() for x in (young, linked)] == [True, False]
+
+
 def test_parts_and_models_that_another_process_fetches_stay(
     layout: StoreLayout, packed: Path
 ) -> None:
@@ -252,12 +271,12 @@ def test_a_damaged_manifest_protects_every_file(layout: StoreLayout, packed: Pat
     path = layout.manifest("org/two")
     path.write_bytes(path.read_bytes()[:-30])
     orphan = layout.blob(put_blob(layout, b"orphan?"))
-    done = prune(layout, packed)
+    done = prune(layout, packed, settled_s=0)
     assert orphan.exists()
     assert "org/two" in done.kept[0]
     assert {x.name: x.state for x in disk_use(layout, packed).models}["org/two"] == "damaged"
     remove(layout, packed, "org/two")
-    prune(layout, packed)
+    prune(layout, packed, settled_s=0)
     assert not orphan.exists()
     assert Verifier(layout).verify(read_manifest(layout.manifest("org/one"))) == ()
 
