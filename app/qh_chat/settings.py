@@ -186,14 +186,6 @@ class ModelSettings:
         None, "How fast models are fetched at most; empty is no limit.", unit="MB/s", low=0.01,
         high=1e5,
     )  # fmt: skip
-    quota_gb: float | None = _setting(
-        None, "What pulled models may take on the disk in all; empty is no limit.", unit="GB",
-        low=0.001, high=1e6,
-    )  # fmt: skip
-    download_limit_mb_s: float | None = _setting(
-        None, "How fast models are fetched at most; empty is no limit.", unit="MB/s", low=0.01,
-        high=1e5,
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)
