@@ -21,7 +21,6 @@ from qh_runtime.architectures.base import DecoderSpec
 from qh_runtime.checkpoints import TensorSource
 from qh_runtime.checkpoints.layouts import Layout
 from qh_runtime.errors import CheckpointError, FormatError, KernelError, QhError
-from qh_runtime.first_load.closeness import WrongResultError
 from qh_runtime.first_load.prompt import Prompt, notes_on_logits
 from qh_runtime.first_load.record import (
     Record,
@@ -128,6 +127,8 @@ def _first_right(
     candidates: Sequence[str],
     on_step: Callable[[], None],
 ) -> CheckedDecoder:
+    # Here and not at the top: a load that finds its record needs none of it.
+    from qh_runtime.first_load.closeness import WrongResultError
     from qh_runtime.first_load.weights import compare_with_source, constant_weights
 
     start = time.perf_counter()
