@@ -60,6 +60,7 @@ def _report(context: Context) -> tuple[dict[str, Any], HardwareProfile]:
     paths = {
         **dataclasses.asdict(context.paths.places),
         "models": context.paths.models_dir,
+        "store": context.paths.store_dir,
         "packed": context.paths.packed_dir,
         "builtin": context.paths.builtin_dir,
         "builtin_found": context.paths.assets_source,

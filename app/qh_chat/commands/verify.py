@@ -42,6 +42,8 @@ def run(args: argparse.Namespace, context: Context) -> int:
             )
     else:
         entries = [x for x in models.store().list() if x.origin == "store"]
+        if not entries and not args.json:
+            print("no models are stored: nothing to verify")
     output = _JsonVerify() if args.json else _TextVerify(context.environment)
     with Interrupts(StopSignal()) as interrupts:
         interrupts.raising = False

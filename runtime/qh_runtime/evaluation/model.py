@@ -8,10 +8,10 @@ from pathlib import Path
 from qh_kernels.decoder import Decoder
 from qh_runtime.architectures import DecoderSpec, decoder_shape, spec_from_config
 from qh_runtime.checkpoints.config import read_config
-from qh_runtime.checkpoints.folder import open_checkpoint
 from qh_runtime.checkpoints.layouts import layout_for
 from qh_runtime.evaluation.engines import NativeEngine
 from qh_runtime.packing.packed_model import load_packed_model
+from qh_runtime.store.source import open_source
 
 __all__ = ["EvaluatedModel", "open_model"]
 
@@ -50,7 +50,7 @@ def open_model(
     """
     config = read_config(folder).model
     spec = spec_from_config(config)
-    source = open_checkpoint(folder)
+    source = open_source(folder)
     packed = load_packed_model(spec, source, layout_for(config), pack=pack, threads=threads)
     assert packed is not None  # only a cancelled load returns None
     decoder = Decoder(

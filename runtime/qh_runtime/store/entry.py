@@ -77,10 +77,12 @@ def describe_stored(layout: StoreLayout, path: Path) -> ModelEntry:
     done_bytes = total_bytes = manifest.total_bytes
     if manifest.state == "pulling":
         done_bytes = fetched_bytes(layout, manifest)
-        verb = "pull" if manifest.origin == "hub" else "import"
+        again = f"pull {name}"
+        if manifest.origin == "import":
+            again = f"import {manifest.endpoint} --name {name}"
         problem = (
             f"incomplete: {gigabytes(done_bytes)} of {gigabytes(total_bytes)} are here; "
-            f"the same qh-chat {verb} goes on"
+            f"qh-chat {again} goes on"
         )
     return ModelEntry(
         name,
