@@ -267,7 +267,9 @@ def _shape_problem(blob: Path, file: StoredFile) -> tuple[Problem, int, str] | N
     if not stat.S_ISREG(status.st_mode):
         return "missing", file.size, "expected a file, found a folder, link or device"
     if status.st_size != file.size:
-        bad_bytes = max(0, file.size - status.st_size)
+        # From the MiB on that it ends in.
+        bad_bytes = max(0, file.size - status.st_size // CHUNK_BYTES * CHUNK_BYTES)
+        bad_bytes = bad_bytes if status.st_size < file.size else 0
         return "size", bad_bytes, f"expected {file.size} bytes, found {status.st_size}"
     return None
 

@@ -82,7 +82,7 @@ DAMAGE: list[tuple[str, Callable[[bytearray], None], str, int]] = [
     ("zeroed file", lambda x: x.__setitem__(slice(0, len(x)), bytes(len(x))), "content", 5 * MIB
      + 12_345),
     ("two places", lambda x: (flip(10)(x), flip(4 * MIB + 3)(x))[0], "content", 2 * MIB),
-    ("cut by a byte", lambda x: x.__delitem__(slice(-1, None)), "size", 1),
+    ("cut by a byte", lambda x: x.__delitem__(slice(-1, None)), "size", 12_345),
     ("cut to a MiB", lambda x: x.__delitem__(slice(MIB, None)), "size", 4 * MIB + 12_345),
     ("cut to nothing", lambda x: x.clear(), "size", 5 * MIB + 12_345),
     ("longer", lambda x: x.extend(b"x"), "size", 0),

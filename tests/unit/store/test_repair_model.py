@@ -182,6 +182,27 @@ def test_found_and_repaired_with_the_bad_bytes_alone(
     assert not list(layout.parts.glob("*"))
 
 
+@pytest.mark.slow
+def test_two_hundred_drawn_at_random(layout: StoreLayout, manifest: Manifest, hub: HubStub) -> None:
+    rng = random.Random(20261123)
+    paths = {x: layout.blob(file_of(manifest, x).sha256) for x in FILES}
+    for _ in range(200):
+        path = rng.choice(list(FILES))
+        size = len(FILES[path])
+        begin = rng.randrange(size)
+        end = min(size, begin + rng.choice((1, 100, 4096, MIB)))
+        damage = rng.choice((flip(begin), fill(begin, end), fill(begin, end, 255), cut(begin)))
+        before = paths[path].read_bytes()
+        edit(paths[path], damage)
+        changed = paths[path].read_bytes() != before
+        findings = verified(layout, manifest)
+        assert [x.path for x in findings] == ([path] if changed else [])
+        hub.asked.clear()
+        assert repair_model(layout, manifest, findings, FAST) is not None
+        assert verified(layout, manifest) == ()
+        assert served_bytes(hub) == sum(x.bad_bytes for x in findings)
+
+
 def test_many_at_once(layout: StoreLayout, manifest: Manifest, hub: HubStub) -> None:
     for kind in ("bits in two MiB", "small file missing", "end of a tokenizer"):
         DAMAGES[kind][0](layout, manifest)
