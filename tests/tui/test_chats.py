@@ -52,6 +52,17 @@ def titles(chat: ChatPilot) -> list[str]:
     return [summary.title for summary in chat.app.history.conversations()]
 
 
+def long_chat(folder: Path) -> None:
+    """A history with one conversation of 120 short messages."""
+    store = HistoryStore(folder / "history" / "history.db", lambda: NOW)
+    record = store.create("long", "m", "", SamplingParams())
+    parent = None
+    for number in range(120):
+        message = store.add(record.id, parent, "user", f"message {number:03}")
+        parent = message.id
+    store.close()
+
+
 async def two_chats(chat: ChatPilot) -> None:
     await chat.say("about foxes")
     await chat.press("ctrl+n")
@@ -141,13 +152,7 @@ async def test_keys_of_the_list_act_on_the_marked_chat(tmp_path: Path) -> None:
 
 
 async def test_a_search_hit_opens_at_the_message_that_was_found(tmp_path: Path) -> None:
-    store = HistoryStore(tmp_path / "history" / "history.db", lambda: NOW)
-    record = store.create("long", "m", "", SamplingParams())
-    parent = None
-    for number in range(120):
-        message = store.add(record.id, parent, "user", f"message {number:03}")
-        parent = message.id
-    store.close()
+    long_chat(tmp_path)
     async with chat_app(tmp_path) as chat:
         await chat.press("ctrl+n", "ctrl+f")
         await chat.press(*"MESSAGE", "space", *"003", "enter", "down", "enter")
@@ -238,3 +243,45 @@ async def test_the_mouse_wheel_leaves_the_end_while_an_answer_streams(tmp_path: 
         assert transcript.scroll_y == at
         await chat.press("escape")
         await chat.idle()
+
+
+async def test_a_long_chat_opens_at_its_end_and_grows_upwards(tmp_path: Path) -> None:
+    long_chat(tmp_path)
+    async with chat_app(tmp_path, size=(80, 60)) as chat:
+        transcript = chat.app.chat.transcript
+        # More than are mounted at first, since these do not fill the window.
+        await chat.until(lambda: transcript.max_scroll_y > 0)
+        assert chat.texts[-1] == "message 119"
+        await chat.until(lambda: transcript.scroll_y == transcript.max_scroll_y)
+        before = len(chat.views)
+        assert before < 60
+        first = chat.views[0]
+        transcript.scroll_relative(y=-1, animate=False)
+        transcript.scroll_home(animate=False)
+        await chat.until(lambda: len(chat.views) > before)
+        # What was at the top stays in sight.
+        await chat.until(lambda: transcript.scroll_y > 0)
+        assert chat.app.screen.find_widget(first).visible_region.height > 0
+        chat.app.chat.transcript.focus()
+        # Far away other messages take the place of these.
+        await chat.press("g")
+        await chat.until(lambda: chat.texts[0] == "message 000")
+        assert transcript.selected is chat.views[0]
+        assert len(chat.views) < 60
+        assert "▾ " in str(transcript.children[-1].render())
+        # Down from the last of them more follow.
+        mounted = len(chat.views)
+        transcript.select(chat.views[-1])
+        await chat.press("j")
+        await chat.until(lambda: len(chat.views) > mounted)
+        assert transcript.selected.text == f"message {mounted:03}"
+        await chat.press("G")
+        await chat.until(lambda: chat.texts[-1] == "message 119")
+        await chat.until(lambda: transcript.scroll_y == transcript.max_scroll_y)
+        assert chat.views[-1].has_class("-last")
+        # A new message is always below everything.
+        await chat.press("g")
+        await chat.until(lambda: chat.texts[0] == "message 000")
+        await chat.say("and now")
+        assert chat.texts[-2:] == ["and now", "Hello there."]
+        await chat.until(lambda: transcript.scroll_y == transcript.max_scroll_y)

@@ -1,7 +1,7 @@
 """The transcript: the messages of the path, newest at the bottom, one of them selected.
 
-Only the last messages are mounted, so that a chat of ten thousand turns costs what a short one
-does; going up mounts earlier ones.
+Only some of the messages are mounted, at first the last ones, so that a chat of ten thousand turns
+costs what a short one does; going up or down mounts more, going far mounts others.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from qh_chat.widgets.message import MessageView
 
 __all__ = ["Transcript"]
 
-MOUNTED = 40
-"""Messages mounted at first; MORE are added at the top on request."""
-MORE = 40
+MOUNTED = 12
+"""Messages mounted at first; MORE are added when the top of them is reached."""
+MORE = 20
 KEYS = "j k move · y copy · e edit · b again · i write"
 
 
@@ -38,7 +38,8 @@ class Transcript(VerticalScroll, can_focus=True):
         super().__init__(id="transcript")
         self._records: list[MessageRecord] = []
         self._alternatives: Callable[[int], tuple[int, int]] = lambda _: (1, 1)
-        self._first = 0
+        # Of the records, those from first up to end are mounted.
+        self._first = self._end = 0
         self._model = ""
         self._left_out: Collection[int] = ()
         self._note = ""
@@ -49,7 +50,8 @@ class Transcript(VerticalScroll, can_focus=True):
     @property
     def views(self) -> list[MessageView]:
         """The mounted messages, first to last."""
-        return list(self.query(MessageView))
+        # Not a query: that would look at every block of every answer, some thousand nodes.
+        return [child for child in self.children if isinstance(child, MessageView)]
 
     def view_of(self, message_id: int) -> MessageView | None:
         """The mounted view of a message."""
@@ -92,13 +94,14 @@ class Transcript(VerticalScroll, can_focus=True):
         ids = [view.record.id for view in mounted]
         offset = self._first
         wanted = [record.id for record in records]
-        if mounted and ids[0] in wanted and wanted.index(ids[0]) == offset:
+        at_end = self._end == len(self._records)
+        if mounted and at_end and ids[0] in wanted and wanted.index(ids[0]) == offset:
             rest = wanted[offset:]
             while keep < min(len(ids), len(rest)) and ids[keep] == rest[keep]:
                 keep += 1
         if keep == 0:
             self._first = max(0, len(records) - MOUNTED)
-        self._records = list(records)
+        self._records, self._end = list(records), len(records)
         async with self.batch():
             await self.remove_children(Static)
             stale = mounted[keep:]
@@ -110,21 +113,41 @@ class Transcript(VerticalScroll, can_focus=True):
             self.set_class(not records, "-empty")
             if welcome is not None and not records:
                 await self.mount(welcome)
-            if self._first:
-                await self.mount(self._earlier(), before=0)
             if new:
                 await self.mount_all([self._view(record) for record in new])
             for view in mounted[:keep]:
                 view.set_alternatives(alternatives(view.record.id))
             await self._trim()
-            self._mark_views()
+            await self._mount_edges()
         # An anchored container sets its content at the bottom; the welcome stands in the middle.
         self.anchor(bool(records))
+        self.call_after_refresh(self._fill)
 
-    def _mark_views(self) -> None:
-        views = self.views
+    async def _fill(self) -> None:
+        """Mount more where those that are there do not reach the top of the window."""
+        if not self.is_attached or self.max_scroll_y > 0:
+            return
+        if await self.load_earlier() or await self.load_later():
+            self.call_after_refresh(self._fill)
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        """Mount more when the person scrolls to the top or to the bottom."""
+        super().watch_scroll_y(old_value, new_value)
+        if new_value <= 0 < old_value and self._first:
+            self.call_next(self.load_earlier)
+        elif new_value >= self.max_scroll_y > old_value and self._end < len(self._records):
+            self.call_next(self.load_later)
+
+    async def _mount_edges(self) -> None:
+        """The lines that say what is not mounted, and the marks of the messages that are."""
+        await self.remove_children(_Edge)
+        views, below = self.views, len(self._records) - self._end
+        if self._first:
+            await self.mount(_Edge(-1, f"▴ {self._first:,} earlier messages"), before=0)
+        if below:
+            await self.mount(_Edge(1, f"▾ {below:,} later messages"))
         for view in views:
-            view.set_class(view is views[-1], "-last")
+            view.set_class(view is views[-1] and not below, "-last")
         self.set_left_out(self._left_out)
 
     async def _trim(self) -> None:
@@ -136,38 +159,57 @@ class Transcript(VerticalScroll, can_focus=True):
         for view in views[: surplus + MORE // 2]:
             await view.remove()
         self._first += surplus + MORE // 2
-        if not self.query(".earlier"):
-            await self.mount(self._earlier(), before=0)
 
     async def load_earlier(self) -> bool:
         """Mount earlier messages; False when all are there."""
         async with self._building:
-            return await self._mount_earlier()
-
-    async def _mount_earlier(self) -> bool:
-        if self._first == 0:
-            return False
-        start = max(0, self._first - MORE)
-        records = self._records[start : self._first]
-        views = self.views
-        anchor = views[0] if views else None
-        async with self.batch():
-            await self.remove_children(".earlier")
-            if anchor is not None:
-                await self.mount_all([self._view(record) for record in records], before=anchor)
-            self._first = start
-            if start:
-                await self.mount(self._earlier(), before=0)
-            self._mark_views()
-        if anchor is not None:
-            self.call_after_refresh(self.scroll_to_widget, anchor, animate=False, top=True)
+            start = max(0, self._first - MORE)
+            records, views = self._records[start : self._first], self.views
+            if not records or not views:
+                return False
+            # Content that does not fill the window is anchored below its top: at a negative offset.
+            at_end = self.max_scroll_y == 0 or self.scroll_y >= self.max_scroll_y
+            async with self.batch():
+                await self.mount_all([self._view(record) for record in records], before=views[0])
+                self._first = start
+                await self._mount_edges()
+        if at_end:
+            self.anchor()
+        else:
+            self.call_after_refresh(self.scroll_to_widget, views[0], animate=False, top=True)
         return True
+
+    async def load_later(self) -> bool:
+        """Mount later messages; False when all are there."""
+        async with self._building:
+            end = min(len(self._records), self._end + MORE)
+            records, views = self._records[self._end : end], self.views
+            if not records or not views:
+                return False
+            self.anchor(False)
+            async with self.batch():
+                await self.mount_all([self._view(record) for record in records], after=views[-1])
+                self._end = end
+                await self._mount_edges()
+        return True
+
+    async def _go_far(self, index: int) -> None:
+        """Mount the messages around one instead of those that are there."""
+        async with self._building:
+            self.select(None)
+            count = MOUNTED + MORE
+            self._first = max(0, min(index - MOUNTED // 2, len(self._records) - count))
+            self._end = min(len(self._records), self._first + count)
+            records = self._records[self._first : self._end]
+            self.anchor(False)
+            async with self.batch():
+                await self.remove_children()
+                await self.mount_all([self._view(record) for record in records])
+                await self._mount_edges()
+        self.call_after_refresh(self._fill)
 
     def _view(self, record: MessageRecord) -> MessageView:
         return MessageView(record, self._alternatives(record.id), self._model)
-
-    def _earlier(self) -> Static:
-        return _Earlier(f"▴ {self._first:,} earlier messages", classes="earlier")
 
     def select(self, view: MessageView | None) -> None:
         """Mark one message as the one that keys act on."""
@@ -208,7 +250,9 @@ class Transcript(VerticalScroll, can_focus=True):
             self.select(views[-1])
             return
         index = views.index(self.selected) + step
-        if index < 0 and await self.load_earlier():
+        if (index < 0 and await self.load_earlier()) or (
+            index >= len(views) and await self.load_later()
+        ):
             views = self.views
             index = views.index(self.selected) + step
         if 0 <= index < len(views):
@@ -220,25 +264,30 @@ class Transcript(VerticalScroll, can_focus=True):
 
     async def action_first(self) -> None:
         """Go to the first message."""
-        while await self.load_earlier():
-            pass
-        if self.views:
-            self.select(self.views[0])
+        if self._records:
+            await self.go_to(self._records[0].id)
 
-    def action_last(self) -> None:
+    async def action_last(self) -> None:
         """Go to the last message."""
-        if self.views:
-            self.select(self.views[-1])
-        self.anchor()
+        if self._records:
+            await self.go_to(self._records[-1].id)
+            self.anchor()
 
     async def go_to(self, message_id: int) -> bool:
         """Select a message of the path; False when it is not there."""
-        if all(record.id != message_id for record in self._records):
+        ids = [record.id for record in self._records]
+        if message_id not in ids:
             return False
-        while (view := self.view_of(message_id)) is None:
-            if not await self.load_earlier():
-                return False
-        self.select(view)
+        index = ids.index(message_id)
+        # An answer that is being written stays mounted, since nothing else would end its view.
+        writes = any(view.live for view in self.views)
+        if not writes and not self._first - 2 * MORE <= index < self._end + 2 * MORE:
+            await self._go_far(index)
+        while index < self._first and await self.load_earlier():
+            pass
+        while index >= self._end and await self.load_later():
+            pass
+        self.select(self.view_of(message_id))
         return True
 
     def action_copy(self) -> None:
@@ -293,11 +342,15 @@ class Transcript(VerticalScroll, can_focus=True):
         self.select(event.view)
 
 
-class _Earlier(Static):
-    """The line above the first mounted message."""
+class _Edge(Static):
+    """The line above the first or below the last mounted message."""
+
+    def __init__(self, step: int, text: str) -> None:
+        super().__init__(text, classes="edge")
+        self._step = step
 
     async def on_click(self, event: events.Click) -> None:
         """Mount more."""
         event.stop()
         transcript = self.query_ancestor(Transcript)
-        await transcript.load_earlier()
+        await (transcript.load_earlier() if self._step < 0 else transcript.load_later())
