@@ -6,7 +6,9 @@ anew each time; a file that was written to after it was finished is looked at in
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import logging
 import os
 import random
@@ -200,14 +202,13 @@ def check(
     if sum(x.size for x in small) > _SMALL_BYTES:
         small = []
     chunks = [(x, 0) for x in small if x.size]
-    large = [
-        (file, index)
-        for file in manifest.files
-        if file not in small
-        for index in range(-(-file.size // CHUNK_BYTES))
-    ]
-    drawn = (pick or _draw)(len(large), min(_SAMPLES, len(large)))
-    chunks += [large[x] for x in drawn]
+    large = [x for x in manifest.files if x not in small and x.size]
+    # The number of the first MiB behind each of them.
+    ends = list(itertools.accumulate(-(-x.size // CHUNK_BYTES) for x in large))
+    count = ends[-1] if ends else 0
+    for number in (pick or _draw)(count, min(_SAMPLES, count)):
+        at = bisect.bisect_right(ends, number)
+        chunks.append((large[at], number - (ends[at - 1] if at else 0)))
     chunks += [
         (file, index)
         for file in manifest.files
