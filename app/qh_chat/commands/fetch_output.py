@@ -66,7 +66,8 @@ class ProgressLine:
     ) -> None:
         self._rewrites = sys.stderr.isatty() and environment.get("TERM", "dumb") != "dumb"
         self._clock = clock
-        self._next = 0.0
+        # What is over sooner needs no line.
+        self._next = clock() + _LINE_S
         self._width = 0
 
     def show(self, text: str) -> None:

@@ -64,7 +64,7 @@ def find_place(path: Path) -> ImportPlace:
     Raises:
         StoreError: there is none, or more than one. Facts: path, and found where there are more.
     """
-    path = path.expanduser().absolute()
+    path = Path(os.path.abspath(path.expanduser()))
     if not path.is_dir():
         _refuse_file(path)
     place = _place(path)
@@ -74,7 +74,7 @@ def find_place(path: Path) -> ImportPlace:
     if len(inside) == 1:
         return inside[0]
     names = tuple(str(x.folder) for x in inside)
-    found = f"{len(inside)} models" if inside else "none"
+    found = f"{len(inside)} models" if inside else _instead(path)
     raise StoreError(
         f"{path}: expected a model, a folder that holds config.json; found {found}",
         hint=f"choose one: {', '.join(names[:5])}" if names else "name the folder of the model",
@@ -221,6 +221,15 @@ def _iterate(path: Path) -> Iterator[Path]:
     with os.scandir(path) as entries:
         for entry in entries:
             yield path / entry.name
+
+
+def _instead(path: Path) -> str:
+    """What lies in a folder that is no model, and why it is not taken."""
+    for entry in _entries(path):
+        reason = _FILE_KINDS.get(entry.suffix.lower())
+        if reason is not None:
+            return f"{quoted(entry.name)}: {reason}"
+    return "none"
 
 
 def _refuse_file(path: Path) -> NoReturn:

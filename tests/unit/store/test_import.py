@@ -274,6 +274,23 @@ def test_files_are_no_models(tmp_path: Path, bring: Importer, file: str, word: s
         bring(tmp_path / file)
 
 
+def test_folders_of_other_files_say_why_these_are_not_taken(
+    tmp_path: Path, bring: Importer
+) -> None:
+    for name, word in (("notes.txt", "none"), ("x.pth", "run code"), ("a.gguf", "GGUF")):
+        (tmp_path / name).write_bytes(b"x")
+        with pytest.raises(StoreError, match=word):
+            bring(tmp_path)
+
+
+def test_a_way_through_other_folders_is_straightened(
+    layout: StoreLayout, folder: Path, bring: Importer
+) -> None:
+    manifest = bring(folder / ".." / folder.name)
+    assert manifest is not None
+    assert manifest.endpoint == str(folder)
+
+
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
