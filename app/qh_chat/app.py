@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +21,7 @@ from textual.message import Message
 from textual.screen import Screen
 
 from qh_chat.actions import Place, action_ids, bindings_for
+from qh_chat.clipboard import copy_text
 from qh_chat.engine import EngineThread, ModelChoice, ModelSource
 from qh_chat.history.store import HistoryStore
 from qh_chat.inert import inert
@@ -350,8 +352,9 @@ class QhChatApp(App[int]):
 
     def action_interrupt(self) -> None:
         """ctrl+c: copy a selection, else stop the answer, else leave when pressed twice."""
-        if self.screen.get_selected_text():
-            self.screen.action_copy_text()
+        selected = self.screen.get_selected_text()
+        if selected:
+            self.copy_to_clipboard(selected)
             return
         if self.chat.stop_answer():
             return
@@ -361,6 +364,20 @@ class QhChatApp(App[int]):
             return
         self._interrupted_at = now
         self.notify("Press ctrl+c again to leave, f1 for help.", timeout=2, markup=False)
+
+    def copy_to_clipboard(self, text: str) -> None:
+        """Copy what is selected, wherever that is."""
+        self.copy("the selection", text)
+        # The next ctrl+c is about something else: an answer that runs, or leaving.
+        self.screen.clear_selection()
+
+    def copy(self, what: str, text: str) -> None:
+        """Copy to where the person can paste it, and say where that is."""
+        osc52 = super().copy_to_clipboard
+        where = copy_text(text, osc52, self.places.last_copy, os.environ)
+        self.notify(
+            inert(f"Copied {what}, {len(text):,} characters: {where}"), markup=False, timeout=4
+        )
 
     async def action_quit(self) -> None:
         """Leave; everything is kept."""

@@ -285,3 +285,25 @@ async def test_a_long_chat_opens_at_its_end_and_grows_upwards(tmp_path: Path) ->
         await chat.say("and now")
         assert chat.texts[-2:] == ["and now", "Hello there."]
         await chat.until(lambda: transcript.scroll_y == transcript.max_scroll_y)
+
+
+async def test_a_selection_is_copied_like_everything_else_and_it_is_said_where(
+    tmp_path: Path,
+) -> None:
+    async with chat_app(tmp_path, Script("Flatten the back, then hone.")) as chat:
+        await chat.say("sharpen")
+        # ctrl+c copies what the mouse selected; the next one is no longer about that.
+        at = screen_words(chat.app, "Flatten")[0]
+        await chat.pilot.mouse_down(offset=(at.x, at.y))
+        await chat.pilot.hover(offset=(at.x + 7, at.y))
+        await chat.pilot.mouse_up(offset=(at.x + 7, at.y))
+        await chat.press("ctrl+c")
+        await copied(chat, tmp_path, "Flatten")
+        (notice,) = chat.app._notifications
+        assert "terminal clipboard" in notice.message
+        assert str(tmp_path / "last-copy.txt") in notice.message
+        assert not chat.app.screen.get_selected_text()
+        # The message box.
+        chat.app.chat.composer.focus()
+        await chat.press(*"hone it", "shift+left", "shift+left", "ctrl+c")
+        await copied(chat, tmp_path, "it")

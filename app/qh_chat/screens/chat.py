@@ -16,7 +16,6 @@ from textual.containers import Horizontal, Vertical
 from textual.widgets import Markdown, Static
 
 from qh_chat.actions import bindings_for
-from qh_chat.clipboard import copy_text
 from qh_chat.history.conversation import Conversation
 from qh_chat.inert import inert
 from qh_chat.messages import (
@@ -363,7 +362,7 @@ class ChatScreen(ListingScreen):
         if view is None:
             return
         if event.what == "copy":
-            self._copy(split_thinking(view.text).answer, "the message")
+            self.app.copy("the message", split_thinking(view.text).answer)
         elif event.what == "copy code":
             self._copy_code(view, event.number)
         elif event.what == "edit":
@@ -414,16 +413,10 @@ class ChatScreen(ListingScreen):
     def _copy_code(self, view: MessageView, number: int) -> None:
         blocks = code_blocks(split_thinking(view.text).answer)
         if number <= len(blocks):
-            self._copy(blocks[number - 1], f"code block {number}")
+            self.app.copy(f"code block {number}", blocks[number - 1])
         else:
             there = f"only {len(blocks)}" if blocks else "none"
             self.app.notify(f"There is no code block {number} here ({there}).", markup=False)
-
-    def _copy(self, text: str, what: str) -> None:
-        where = copy_text(text, self.app.copy_to_clipboard, self.app.places.last_copy, os.environ)
-        self.app.notify(
-            inert(f"Copied {what}, {len(text):,} characters: {where}"), markup=False, timeout=4
-        )
 
     @on(Markdown.LinkClicked)
     def _link(self, event: Markdown.LinkClicked) -> None:
