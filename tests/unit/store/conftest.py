@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from qh_runtime.hardware.profile import HardwareProfile, probe
+from qh_runtime.store.layout import StoreLayout
 from tests.support.hub_stub import HubStub, hub_stub
+from tests.unit.store.puller import Puller
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +57,9 @@ def store_root(tmp_path: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="qh-test-", dir=memory))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def puller(hub: HubStub, store_root: Path, profile: HardwareProfile) -> Puller:
+    """Pulls from the hub into an empty store."""
+    return Puller(hub, StoreLayout(store_root / "store"), profile)

@@ -1,9 +1,8 @@
-"""From a hub to a model that answers; stopped, moved, refused and disturbed on the way."""
+"""From a hub to a model that answers; stopped, moved and disturbed on the way."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +14,6 @@ from qh_runtime.checkpoints import open_checkpoint, read_config
 from qh_runtime.checkpoints.files import resolve_file
 from qh_runtime.errors import (
     CheckpointError,
-    DownloadError,
-    IntegrityError,
-    ModelNotFoundError,
-    QhError,
     StoreError,
 )
 from qh_runtime.hardware.profile import HardwareProfile
@@ -26,81 +21,20 @@ from qh_runtime.loader import load_model
 from qh_runtime.options import LoadOptions, SamplingParams
 from qh_runtime.store.entry import ModelEntry
 from qh_runtime.store.layout import StoreLayout
-from qh_runtime.store.manifest import Manifest, read_manifest, write_manifest
 from qh_runtime.store.pull import (
     Checked,
     Checking,
     Finished,
-    Linked,
     Listed,
     PullEvent,
-    PullRequest,
     Transfer,
-    pull,
 )
 from qh_runtime.store.relist import remote_files
 from qh_runtime.store.snapshot import wrong_links
-from qh_runtime.store.transfer import FetchOptions, StopSignal
-from tests.support.hub_stub import TOKEN, HubStub
-from tests.unit.store.hostile_names import NAMES
-from tests.unit.store.published_models import INDEX, dense, sharded, ternary
-
-FAST = FetchOptions(retry_delay_s=0.001, max_delay_s=0.01, tries=2)
-NAME = "org/model"
-
-
-class Puller:
-    """Pulls org/model into one store and keeps what was said."""
-
-    def __init__(self, hub: HubStub, layout: StoreLayout, profile: HardwareProfile) -> None:
-        self.hub, self.layout, self.profile = hub, layout, profile
-        self.events: list[PullEvent] = []
-
-    def __call__(
-        self,
-        repo: str = NAME,
-        *,
-        at: Callable[[PullEvent], None] | None = None,
-        stop: StopSignal | None = None,
-        options: FetchOptions = FAST,
-        confirm: Callable[[Any], bool] | None = None,
-        **request: Any,
-    ) -> Manifest | None:
-        self.events = []
-        self.hub.asked.clear()
-
-        def on_event(event: PullEvent) -> None:
-            self.events.append(event)
-            if at is not None:
-                at(event)
-
-        asked = PullRequest(repo, endpoint=self.hub.endpoint, **request)
-        return pull(
-            asked, self.layout, options, self.profile,
-            confirm=confirm, on_event=on_event, stop=stop,
-        )  # fmt: skip
-
-    def kinds(self) -> list[str]:
-        """Kinds of events, repeats left out."""
-        names = [type(x).__name__ for x in self.events]
-        return [x for i, x in enumerate(names) if i == 0 or x != names[i - 1]]
-
-    def manifest(self, name: str = NAME) -> Manifest | None:
-        path = self.layout.manifest(name)
-        return read_manifest(path) if path.exists() else None
-
-    def content(self, name: str = NAME) -> dict[str, bytes]:
-        """What the model's folder holds."""
-        return {x.name: x.read_bytes() for x in self.layout.snapshot(name).iterdir()}
-
-
-@pytest.fixture
-def puller(hub: HubStub, store_root: Path, profile: HardwareProfile) -> Puller:
-    return Puller(hub, StoreLayout(store_root / "store"), profile)
-
-
-def large_requests(hub: HubStub) -> int:
-    return sum(x.server == "content" for x in hub.asked)
+from qh_runtime.store.transfer import StopSignal
+from tests.support.hub_stub import HubStub
+from tests.unit.store.published_models import INDEX, sharded, ternary
+from tests.unit.store.puller import FAST, NAME, Puller, large_requests
 
 
 def greedy(folder: Path, cache: Path, profile: HardwareProfile) -> list[str]:
@@ -441,205 +375,3 @@ def test_blobs_that_vanish_meanwhile_are_fetched_again(hub: HubStub, puller: Pul
     with pytest.raises(StoreError) as caught:
         puller(at=remove)
     assert "again" in str(caught.value)
-
-
-# Refusals.
-
-
-def test_a_gated_model_needs_the_token_and_only_the_hub_sees_it(
-    hub: HubStub, puller: Puller, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub.add(NAME, ternary(), gated="auto")
-    with pytest.raises(StoreError) as caught:
-        puller()
-    assert caught.value.facts["rule"] == "gated"
-    assert puller.manifest() is None
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    manifest = puller()
-    assert manifest is not None
-    assert manifest.gated
-    sent = {(x.server, x.authorization) for x in hub.asked}
-    assert sent == {("hub", f"Bearer {TOKEN}"), ("content", None)}
-    assert TOKEN not in puller.layout.manifest(NAME).read_text()
-
-
-def test_terms_that_are_withdrawn_meanwhile(hub: HubStub, puller: Puller) -> None:
-    repo = hub.add(NAME, ternary(), gated="auto")
-
-    def withdraw(event: PullEvent) -> None:
-        if isinstance(event, Checked):
-            repo.gated = "manual"
-            hub.failures = [403]
-
-    with pytest.raises(StoreError) as caught:
-        puller(at=withdraw, options=dataclasses.replace(FAST, token=TOKEN))
-    assert caught.value.facts["rule"] == "gated"
-
-
-def test_offline_and_no_such_repository(
-    hub: HubStub, puller: Puller, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from huggingface_hub import constants
-
-    with pytest.raises(ModelNotFoundError):
-        puller("org/none")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(DownloadError) as caught:
-        puller()
-    assert caught.value.facts["rule"] == "offline"
-    assert not puller.layout.root.exists()
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [{"revision": "refs/pr/1"}, {"revision": "../x"}, {"artifact": "a/b"}, {"artifact": ".."},
-     {"artifact": "x:y"}, {"revision": "x y"}],
-)  # fmt: skip
-def test_names_that_the_store_cannot_give(
-    fields: dict[str, str], hub: HubStub, puller: Puller
-) -> None:
-    hub.add(NAME, ternary())
-    with pytest.raises(StoreError):
-        puller(**fields)
-    assert hub.asked == []
-
-
-def test_an_imported_model_is_not_replaced(hub: HubStub, puller: Puller) -> None:
-    hub.add(NAME, ternary())
-    manifest = puller()
-    assert manifest is not None
-    imported = dataclasses.replace(manifest, origin="import", repo="", commit="", revision="")
-    write_manifest(puller.layout, imported)
-    with pytest.raises(StoreError):
-        puller()
-    assert puller.manifest() == imported
-    with pytest.raises(StoreError):
-        remote_files(imported, FAST, endpoint=hub.endpoint)
-
-
-def test_a_damaged_manifest_is_written_again(hub: HubStub, puller: Puller) -> None:
-    hub.add(NAME, ternary())
-    assert puller() is not None
-    puller.layout.manifest(NAME).write_text('{"version": 1, "name":')
-    with pytest.raises(IntegrityError):
-        puller.manifest()
-    manifest = puller()
-    assert manifest is not None
-    assert puller.manifest() == manifest
-
-
-def test_a_stop_while_the_hub_is_asked(hub: HubStub, puller: Puller) -> None:
-    hub.add(NAME, ternary())
-    hub.failures = [503]
-    stop = StopSignal()
-    stop.stop()
-    assert puller(stop=stop) is None
-    assert puller.events == []
-
-
-def test_the_quota_is_asked(hub: HubStub, puller: Puller) -> None:
-    hub.add(NAME, ternary())
-    with pytest.raises(StoreError) as caught:
-        puller(quota_bytes=1000)
-    assert caught.value.facts["rule"] == "quota"
-    assert puller.manifest() is None
-
-
-@pytest.mark.parametrize("folder", ["manifests", "snapshots", "blobs", "locks"])
-def test_a_disk_that_refuses(folder: str, hub: HubStub, puller: Puller) -> None:
-    hub.add(NAME, ternary())
-    puller.layout.root.mkdir(parents=True)
-    (puller.layout.root / folder).write_text("a file where a folder belongs")
-    with pytest.raises(StoreError) as caught:
-        puller()
-    assert str(caught.value).isprintable()
-    (puller.layout.root / folder).unlink()
-    assert puller() is not None
-
-
-def test_weights_that_are_not_what_their_hash_says(hub: HubStub, puller: Puller) -> None:
-    files = ternary()
-    repo = hub.add(NAME, files)
-    tensors = files["model.safetensors"]
-    repo.swapped["model.safetensors"] = tensors[:-1] + bytes([tensors[-1] ^ 1])
-    with pytest.raises(QhError) as caught:
-        puller()
-    assert isinstance(caught.value, IntegrityError | DownloadError)
-    manifest = puller.manifest()
-    assert manifest is not None
-    assert manifest.state == "pulling"
-    repo.swapped.clear()
-    assert puller() is not None
-    assert puller.content() == files
-
-
-def test_hostile_names_leave_nothing_anywhere(
-    hub: HubStub, puller: Puller, store_root: Path
-) -> None:
-    files = ternary()
-    names = [x for x in NAMES if isinstance(x, str)]
-
-    def lie(answer: dict[str, Any]) -> None:
-        some = answer["siblings"][0]
-        answer["siblings"] += [{**some, "rfilename": x} for x in names]
-
-    hub.add(NAME, files, lie=lie)
-    manifest = puller()
-    assert manifest is not None
-    assert {x.path for x in manifest.files} == set(files)
-    assert [x.name for x in store_root.iterdir()] == ["store"]
-    assert puller.content() == files
-    allowed = {*files, *(x.sha256 for x in manifest.files), "org--model", "org--model.json"}
-    for path in puller.layout.root.rglob("*"):
-        stem = path.name.removesuffix(".crc").removesuffix(".lock")
-        known = stem in allowed or stem.startswith("git-") or stem == "store"
-        assert known or path.parent == puller.layout.root, path
-
-
-@pytest.mark.parametrize("path", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_needed_files_that_are_listed_twice_or_in_two_cases(
-    path: str, hub: HubStub, puller: Puller
-) -> None:
-    def twice(answer: dict[str, Any]) -> None:
-        entry = next(x for x in answer["siblings"] if x["rfilename"] == path)
-        answer["siblings"].append(dict(entry))
-
-    repo = hub.add(NAME, ternary(), lie=twice)
-    with pytest.raises(StoreError):
-        puller()
-    files = ternary()
-    repo.lie = None
-    repo.push({**files, path.upper(): b"another", path.title(): b"another"})
-    assert puller() is not None
-    assert puller.content() == files
-
-
-def test_relisting_checks_the_hash(hub: HubStub, puller: Puller) -> None:
-    hub.add(NAME, ternary())
-    manifest = puller()
-    assert manifest is not None
-    where = remote_files(manifest, FAST, endpoint=hub.endpoint)
-    assert where is not None
-    assert {k: x.key for k, x in where.items()} == {x.path: x.key for x in manifest.files}
-    other = dataclasses.replace(
-        manifest, files=tuple(dataclasses.replace(x, key="0" * 64) for x in manifest.files)
-    )
-    with pytest.raises(StoreError) as caught:
-        remote_files(other, FAST, endpoint=hub.endpoint)
-    assert caught.value.facts["file"] == "config.json"
-    stop = StopSignal()
-    stop.stop()
-    hub.failures = [503]
-    assert remote_files(manifest, FAST, endpoint=hub.endpoint, stop=stop) is None
-
-
-def test_a_model_that_is_refused_leaves_no_manifest(hub: HubStub, puller: Puller) -> None:
-    files = dense()
-    settings = json.loads(files["config.json"])
-    settings["model_type"] = "evil"
-    hub.add(NAME, {**files, "config.json": json.dumps(settings).encode()})
-    with pytest.raises(CheckpointError):
-        puller()
-    assert puller.manifest() is None
-    assert large_requests(hub) == 0
-    assert not any(isinstance(x, Checked | Linked) for x in puller.events)
