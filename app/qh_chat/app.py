@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import psutil  # type: ignore[import-untyped]
+from rich.text import Text
 from textual import on
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
@@ -400,6 +401,22 @@ class QhChatApp(App[int]):
         log.info("signal %d: leaving", number)
         self.put_away()
         self.exit(128 + number)
+
+    def _fatal_error(self) -> None:
+        """End because of a bug: the traceback goes to the log, and not with every local variable,
+        which are the person's own texts, to the terminal.
+        """
+        error = self._exception
+        log.error("the app ends because of a bug", exc_info=error)
+        what = type(error).__name__ + (f": {error}" if str(error) else "")
+        self.panic(
+            Text(
+                inert(
+                    f"qh-chat ended because of a bug: {what}\n"
+                    f"What was written so far is kept. The log has the details: {self.log_path}"
+                )
+            )
+        )
 
     def put_away(self) -> None:
         """Keep drafts and partial answers, and free the engine; again is harmless."""

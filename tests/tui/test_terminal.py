@@ -122,3 +122,51 @@ def test_ctrl_c_twice_leaves(program: TerminalProgram) -> None:
     program.send("\x03")
     assert program.wait() == 0
     _assert_restored(bytes(program.output))
+
+
+def test_a_bug_says_where_the_log_is_and_shows_no_texts(tmp_path: Path) -> None:
+    script = (
+        "from qh_chat.app import QhChatApp\n"
+        "from tests.support.run_fake_app import main\n"
+        "def broken(self):\n"
+        "    chats = 'a secret'\n"
+        "    raise ZeroDivisionError('by zero')\n"
+        "QhChatApp.action_models = broken\n"
+        "main()\n"
+    )
+    folder = tmp_path / "home"
+    program = TerminalProgram(
+        [sys.executable, "-c", script, str(folder)], _environment(tmp_path), folder=REPOSITORY
+    )
+    try:
+        program.wait_for("scripted")
+        program.send("a draft")
+        program.wait_for("a draft")
+        program.send("\x1bOR")
+        program.wait()
+        after = bytes(program.output).rpartition(b"\x1b[?1049l")[2].decode()
+        assert "qh-chat ended because of a bug: ZeroDivisionError: by zero" in after
+        assert str(folder / "logs" / "qh-chat.log") in after.replace("\r\n", "")
+        assert "secret" not in after
+        assert "Traceback" not in after
+        _assert_restored(bytes(program.output))
+        connection = sqlite3.connect(folder / "history" / "history.db")
+        assert connection.execute("SELECT draft FROM conversations").fetchall() == [("a draft",)]
+        connection.close()
+    finally:
+        program.close()
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown", None])
+def test_a_terminal_that_cannot_draw_is_refused(tmp_path: Path, term: str | None) -> None:
+    environment = _environment(tmp_path) | {"QH_HOME": str(tmp_path)}
+    environment.pop("TERM")
+    if term is not None:
+        environment["TERM"] = term
+    program = TerminalProgram([sys.executable, "-m", "qh_chat"], environment, folder=REPOSITORY)
+    try:
+        assert program.wait() == 2
+        assert "qh-chat run" in program.text
+        assert b"\x1b" not in program.output
+    finally:
+        program.close()

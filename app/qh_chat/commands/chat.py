@@ -69,6 +69,9 @@ def run(args: argparse.Namespace, context: Context) -> int:
     # Textual reads standard input and draws on standard error.
     if not all(x.isatty() for x in (sys.stdin, sys.stdout, sys.stderr)):
         context.usage_error("the app needs a terminal; use `qh-chat run` in pipes and scripts")
+    # Windows has no TERM; its terminal can do what is needed.
+    if sys.platform != "win32" and context.environment.get("TERM", "dumb") in ("dumb", "unknown"):
+        context.usage_error("this terminal cannot place its cursor (TERM); use `qh-chat run`")
     overrides = {
         "models.threads": getattr(args, "threads", None),
         "models.context_length": getattr(args, "context", None),
