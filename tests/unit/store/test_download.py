@@ -230,6 +230,17 @@ def test_damage_in_a_part_is_fetched_again_and_nothing_else(layout: StoreLayout)
     assert layout.blob(SHA256).read_bytes() == CONTENT
 
 
+def test_the_beginning_of_a_chunk_is_not_fetched_again(layout: StoreLayout) -> None:
+    part = Part(layout, SHA256, len(CONTENT))
+    for index, length in ((0, 1000), (2, 700_001), (9, 4320)):
+        part.put(index, memoryview(CONTENT)[index * CHUNK_BYTES :][:length])
+    part.close()
+    with PayloadServer({"file": CONTENT}) as server:
+        assert fetch(layout, server.remote_file("file", sha256=SHA256)) == SHA256
+        assert server.sent_bytes == len(CONTENT) - 1000 - 700_001 - 4320
+    assert layout.blob(SHA256).read_bytes() == CONTENT
+
+
 def test_a_complete_part_needs_no_server(layout: StoreLayout) -> None:
     part = Part(layout, SHA256, len(CONTENT))
     for index in range(10):

@@ -260,13 +260,29 @@ class TestOtherBytes:
         assert not any(layout.parts.iterdir())
 
 
+def test_versions_without_end_do_not_restart_without_end(tmp_path: Path) -> None:
+    content, _ = content_of(SIZES["small"])
+
+    def plan(number: int, request: Request) -> Fault:
+        return Fault(etag=f'"{number}"', drop_after=100_000)
+
+    with PayloadServer({"file": content}, plan) as server:
+        file = server.remote_file("file", sha256="0" * 64)
+        with pytest.raises(IntegrityError):
+            fetch_file(StoreLayout(tmp_path), file, OPTIONS, None, StopSignal())
+        assert len(server.requests) < 30
+
+
 def test_a_server_that_asks_to_wait_is_left_alone(tmp_path: Path) -> None:
     content, sha256 = content_of(SIZES["quick"])
     times: list[float] = []
 
     def plan(number: int, request: Request) -> Fault | None:
         times.append(time.monotonic())
-        return Fault(status=429, headers={"Retry-After": "1"}) if number == 1 else None
+        if number == 1:
+            return Fault(status=429, headers={"Retry-After": "1"})
+        # The other connections have reason to ask again meanwhile.
+        return Fault(drop_after=MB)
 
     with PayloadServer({"file": content}, plan, bytes_per_s=40e6) as server:
         file = server.remote_file("file", sha256=sha256)
