@@ -394,9 +394,16 @@ def hostile_links(folder: Path, name: str) -> list[Callable[[Path], None]]:
 
 @pytest.mark.parametrize("number", range(12))
 @pytest.mark.parametrize(
-    "name", ["config.json", "tokenizer.json", "model.safetensors", "tokenizer_config.json",
-             "generation_config.json", "LICENSE", "README.md", "chat_template.jinja"],
-)  # fmt: skip
+    "name",
+    [
+        *("config.json", "model.safetensors", "LICENSE", "README.md"),
+        *(
+            pytest.param(x, marks=pytest.mark.slow)
+            for x in ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+        ),
+        pytest.param("chat_template.jinja", marks=pytest.mark.slow),
+    ],
+)
 def test_links_out_of_the_folder(
     layout: StoreLayout, folder: Path, bring: Importer, name: str, number: int
 ) -> None:
@@ -454,8 +461,15 @@ def test_a_cache_may_link_into_its_own_blobs_alone(
     assert {x.path for x in manifest.files} == TAKEN - {"LICENSE"}
 
 
-@pytest.mark.parametrize("most", [20, pytest.param(200, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("how", ["kill", "refuse"])
+@pytest.mark.parametrize(
+    ("how", "most"),
+    [
+        ("kill", 20),
+        ("refuse", 10),
+        pytest.param("kill", 200, marks=pytest.mark.slow),
+        pytest.param("refuse", 200, marks=pytest.mark.slow),
+    ],
+)
 def test_disturbed_at_any_point_it_goes_on(
     folder: Path, store_root: Path, how: str, most: int
 ) -> None:

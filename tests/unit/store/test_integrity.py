@@ -27,8 +27,8 @@ FILES = {"config.json": b'{"a": 1}', "model.safetensors": WEIGHTS, "empty": b""}
 
 
 @pytest.fixture
-def layout(tmp_path: Path) -> StoreLayout:
-    return StoreLayout(tmp_path / "store")
+def layout(store_root: Path) -> StoreLayout:
+    return StoreLayout(store_root / "store")
 
 
 @pytest.fixture
@@ -106,11 +106,11 @@ def test_verify_finds_every_change(
 
 
 def test_missing_files_and_what_lies_in_their_place(
-    layout: StoreLayout, manifest: Manifest, tmp_path: Path
+    layout: StoreLayout, manifest: Manifest
 ) -> None:
     blob = layout.blob(weights(manifest).sha256)
-    blob.rename(tmp_path / "away")
-    for put in (lambda: None, lambda: os.mkfifo(blob), lambda: blob.symlink_to(tmp_path / "away")):
+    away = blob.rename(layout.root / "away")
+    for put in (lambda: None, lambda: os.mkfifo(blob), lambda: blob.symlink_to(away)):
         put()
         (finding,) = verify(layout, manifest)
         assert (finding.problem, finding.bad_bytes) == ("missing", len(WEIGHTS))

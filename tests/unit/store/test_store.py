@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,12 +18,16 @@ from tests.support.cli import qh_environment, write_tiny_model
 from tests.support.stored_models import folder_files, store_model
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sound model; tests copy it."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny")
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> ModelStore:
-    write_tiny_model(tmp_path / "builtin" / "pebble")
-    write_tiny_model(tmp_path / "models" / "other")
-    write_tiny_model(tmp_path / "more" / "other")
-    write_tiny_model(tmp_path / "more" / "third")
+def store(tmp_path: Path, tiny: Path) -> ModelStore:
+    for place in ("builtin/pebble", "models/other", "more/other", "more/third"):
+        shutil.copytree(tiny, tmp_path / place)
     return ModelStore(tmp_path / "builtin", [tmp_path / "models", tmp_path / "more"])
 
 
@@ -176,9 +181,9 @@ def test_a_fifo_in_place_of_a_config_does_not_hang(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def pulled(tmp_path: Path) -> ModelStore:
-    write_tiny_model(tmp_path / "builtin" / "pebble")
-    write_tiny_model(tmp_path / "models" / "other")
+def pulled(tmp_path: Path, tiny: Path) -> ModelStore:
+    for place in ("builtin/pebble", "models/other"):
+        shutil.copytree(tiny, tmp_path / place)
     layout = StoreLayout(tmp_path / "store")
     files = folder_files(tmp_path / "models" / "other")
     store_model(layout, "org/model", files, license="mit")
