@@ -6,6 +6,7 @@ itself; elsewhere there is a line every few seconds.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -28,7 +29,7 @@ from qh_runtime.store.pull import (
 from qh_runtime.store.transfer import TransferProgress
 from qh_runtime.units import gigabytes
 
-__all__ = ["STOPPED", "FetchOutput", "ProgressLine", "fetch_output", "transfer_text"]
+__all__ = ["STOPPED", "FetchOutput", "ProgressLine", "fetch_output", "to_stderr", "transfer_text"]
 
 STOPPED = "stopped; what arrived is kept; the same command continues"
 # Between the lines of a progress that cannot rewrite itself, and between JSON lines.
@@ -53,6 +54,12 @@ class FetchOutput(Protocol):
         """The caller reports the error on standard error."""
 
 
+def to_stderr(text: str, end: str = "\n") -> None:
+    """Print what is no result; a transfer goes on also where nobody can be told about it."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, end=end, file=sys.stderr, flush=True)
+
+
 class ProgressLine:
     """A line on standard error that rewrites itself, or one every few seconds where it cannot.
 
@@ -74,21 +81,21 @@ class ProgressLine:
         """Show a state that the next one replaces."""
         if self._rewrites:
             line = inert(text.replace("\n", " "))[:_WIDTH]
-            print(f"\r{line:<{self._width}}", end="", file=sys.stderr, flush=True)
+            to_stderr(f"\r{line:<{self._width}}", end="")
             self._width = len(line)
         elif self._clock() >= self._next:
             self._next = self._clock() + _LINE_S
-            print(inert(text.replace("\n", " ")), file=sys.stderr, flush=True)
+            to_stderr(inert(text.replace("\n", " ")))
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
         self.clear()
-        print(inert(text), file=sys.stderr, flush=True)
+        to_stderr(inert(text))
 
     def clear(self) -> None:
         """Leave an empty line to whoever writes next."""
         if self._width:
-            print("\r" + " " * self._width + "\r", end="", file=sys.stderr, flush=True)
+            to_stderr("\r" + " " * self._width + "\r", end="")
             self._width = 0
 
 

@@ -9,7 +9,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from qh_chat.commands.fetch_card import card_lines
-from qh_chat.commands.fetch_output import FetchOutput
+from qh_chat.commands.fetch_output import FetchOutput, to_stderr
 from qh_chat.inert import inert
 from qh_runtime.errors import QhError
 from qh_runtime.store.manifest import Manifest
@@ -107,7 +107,7 @@ def run_fetch(output: FetchOutput, fetch: Fetch, confirm: Confirm) -> int:
         output.stopped()
         return interrupts.exit_code
     output.end()
-    print("qh-chat: nothing was fetched", file=sys.stderr, flush=True)
+    to_stderr("qh-chat: nothing was fetched")
     return EXIT_DECLINED
 
 
@@ -126,7 +126,7 @@ def confirmation(*, ask: bool, force: bool, show_card: bool, verb: str) -> Confi
             return True
         if show_card:
             for line in card_lines(preflight, verb):
-                print(inert(line), file=sys.stderr)
+                to_stderr(inert(line))
         if ask:
             return question(f"{verb} {gigabytes(preflight.download_bytes)}?")
         if not force:
@@ -145,6 +145,6 @@ def asks(*, yes: bool, as_json: bool) -> bool:
 
 def question(text: str) -> bool:
     """Ask on standard error; anything but yes is no."""
-    print(inert(f"{text} [y/N] "), end="", file=sys.stderr, flush=True)
+    to_stderr(inert(f"{text} [y/N] "), end="")
     answer = sys.stdin.readline()
     return answer.strip().lower() in ("y", "yes")

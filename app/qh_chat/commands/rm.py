@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import Counter
 
 from qh_chat.commands.context import Context
-from qh_chat.commands.fetch_output import ProgressLine
+from qh_chat.commands.fetch_output import ProgressLine, to_stderr
 from qh_chat.commands.fetching import Interrupts, asks, question
 from qh_chat.commands.output import plain
 from qh_chat.commands.stored import stored_entry
@@ -53,7 +52,7 @@ def _agreed(args: argparse.Namespace, text: str) -> bool:
         )
     if question(text):
         return True
-    print("qh-chat: nothing was removed", file=sys.stderr)
+    to_stderr("qh-chat: nothing was removed")
     return False
 
 
@@ -78,7 +77,7 @@ def _drop_source(args: argparse.Namespace, context: Context, name: str) -> int:
         done = drop_source(models.layout(), context.paths.packed_dir, name, args.pack, show, stop)
     line.clear()
     if done is None:
-        print("qh-chat: stopped; nothing was removed", file=sys.stderr)
+        to_stderr("qh-chat: stopped; nothing was removed")
         return interrupts.exit_code
     form = done.pack_format or "packed"
     if args.json:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qh_chat.commands.context import Context
-from qh_chat.commands.fetch_output import ProgressLine
+from qh_chat.commands.fetch_output import ProgressLine, to_stderr
 from qh_chat.commands.fetching import Interrupts
 from qh_chat.commands.output import plain
 from qh_chat.commands.pull import require_network
@@ -137,13 +136,13 @@ class _TextVerify:
 
     def fail(self, manifest: Manifest, error: QhError) -> None:
         self._line.clear()
-        print(inert(f"qh-chat: {manifest.name}: not repaired: {error}"), file=sys.stderr)
+        to_stderr(inert(f"qh-chat: {manifest.name}: not repaired: {error}"))
 
     def end(self) -> None:
         self._line.clear()
 
     def stopped(self) -> None:
-        print("qh-chat: stopped; repairs go on with the same command", file=sys.stderr)
+        to_stderr("qh-chat: stopped; repairs go on with the same command")
 
     def _say(self, text: str) -> None:
         self._line.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import time
@@ -265,6 +266,21 @@ def test_run_offers_to_fetch_what_is_missing(
     hub.asked.clear()
     assert qh(*words).code == 0
     assert hub.asked == []
+
+
+@pytest.mark.parametrize("redirect", ["2>&-", "2>/dev/full"])
+def test_a_pull_goes_on_where_nobody_can_be_told(home: Path, hub: HubStub, redirect: str) -> None:
+    hub.add(NAME, ternary())
+    line = shlex.join(command("pull", NAME))
+    done = subprocess.run(
+        ["bash", "-c", f"{line} {redirect}"],
+        env=qh_environment(home),
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert stored(home).state == "ready"
 
 
 def test_progress_in_words() -> None:
