@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import struct
 import threading
 import zlib
@@ -390,9 +389,12 @@ def read_all(descriptor: int, buffer: memoryview, offset: int) -> int:
 
 def _write_durable(path: Path, data: bytes) -> None:
     """Put a small file under its name, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    # Always the same name, so that what a killed process left is used up by the next one. Two that
+    # write it at once, where locks do nothing, write the same bytes.
+    temporary = path.with_name(f".{path.name}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(temporary, flags, 0o644)
         try:
             _write_all(descriptor, memoryview(data), 0)
             os.fsync(descriptor)

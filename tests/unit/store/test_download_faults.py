@@ -60,8 +60,8 @@ def first(count: int, fault: Fault) -> Callable[[], Plan]:
     return lambda: lambda number, request: fault if number < count else None
 
 
-def after(count: int, fault: Fault) -> Callable[[], Plan]:
-    return lambda: lambda number, request: fault if number >= count else None
+def gone_after_a_drop() -> Plan:
+    return lambda number, request: Fault(status=404) if number else Fault(drop_after=100_000)
 
 
 def each(*faults: Fault | None) -> Callable[[], Plan]:
@@ -117,7 +117,7 @@ CASES = {
     "401": Case(always(Fault(status=401)), DownloadError, 0),
     "403": Case(always(Fault(status=403)), DownloadError, 0),
     "404": Case(always(Fault(status=404)), DownloadError, 0),
-    "404 midway": Case(after(1, Fault(status=404)), DownloadError),
+    "404 midway": Case(gone_after_a_drop, DownloadError),
     "redirect loop": Case(
         always(Fault(status=302, headers={"Location": "/file"})), DownloadError, 0
     ),

@@ -32,8 +32,10 @@ def children() -> Iterator[ChildFetcher]:
 
 def kept_bytes(layout: StoreLayout) -> int:
     """Bytes of the part that the next run does not fetch; every one of them is right."""
+    if layout.blob(SHA256).exists():
+        return SIZE
     if not layout.journal(SHA256).exists():
-        return SIZE if layout.blob(SHA256).exists() else 0
+        return 0
     part = Part(layout, SHA256, SIZE)
     kept = 0
     buffer = memoryview(bytearray(CHUNK_BYTES))

@@ -231,6 +231,19 @@ def test_a_link_is_not_followed(layout: StoreLayout, tmp_path: Path) -> None:
     assert victim.read_bytes() == b"precious"
 
 
+def test_what_a_kill_left_of_small_files_is_used_up(layout: StoreLayout) -> None:
+    layout.parts.mkdir(parents=True)
+    layout.blobs.mkdir()
+    (layout.parts / f".{KEY}.journal.tmp").write_bytes(bytes(500))
+    (layout.blobs / f".{KEY}.crc.tmp").write_bytes(bytes(500))
+    part = open_part(layout)
+    for index in range(4):
+        put(part, index)
+    part.finish(KEY)
+    assert everything(layout) == {f"blobs/{KEY}", f"blobs/{KEY}.crc"}
+    assert chunk_checks(layout, KEY, SIZE) is not None
+
+
 def test_discard_leaves_nothing(layout: StoreLayout) -> None:
     part = open_part(layout)
     put(part, 0)
