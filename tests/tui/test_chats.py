@@ -181,9 +181,9 @@ async def test_escape_leaves_the_search_then_the_list(tmp_path: Path) -> None:
         await chat.until(lambda: rows.option_count == 2)
         await chat.press("escape")
         assert chat.app.chat.query_one("#search", Input).value == ""
-        assert chat.app.chat.has_class("-chats")
+        assert chat.app.chat.chats_shown
         await chat.press("escape")
-        assert not chat.app.chat.has_class("-chats")
+        assert not chat.app.chat.chats_shown
         assert chat.app.focused is chat.app.chat.composer
 
 
@@ -307,3 +307,20 @@ async def test_a_selection_is_copied_like_everything_else_and_it_is_said_where(
         chat.app.chat.composer.focus()
         await chat.press(*"hone it", "shift+left", "shift+left", "ctrl+c")
         await copied(chat, tmp_path, "it")
+
+
+async def test_the_list_follows_the_width_of_the_window(tmp_path: Path) -> None:
+    async with chat_app(tmp_path) as chat:
+        chats, main = chat.app.chat.chats, chat.app.chat.query_one("#main")
+        assert (chats.display, main.display) == (False, True)
+        await chat.press("f2")
+        assert (chats.display, main.display) == (True, False)
+        await chat.pilot.resize_terminal(*SIZE)
+        await chat.until(lambda: (chats.display, main.display) == (True, True))
+        assert chats.size.width < 40
+        await chat.press("f2")
+        assert (chats.display, main.display) == (False, True)
+        await chat.press("f2", "escape")
+        await chat.pilot.resize_terminal(80, 24)
+        await chat.press(*"typed")
+        await chat.until(lambda: chat.app.chat.composer.text.endswith("typed"))

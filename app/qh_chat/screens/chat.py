@@ -70,7 +70,9 @@ class ChatScreen(ListingScreen):
         # A model may be ready before the last chat is open.
         self.conversation = Conversation(self.app.history, None)
         with Horizontal(id="middle"):
-            yield ChatList(self.app.clock)
+            chats = ChatList(self.app.clock)
+            chats.display = self.chats_shown
+            yield chats
             with Vertical(id="main"):
                 yield Transcript()
         yield Static("", id="banner", markup=False)
@@ -91,8 +93,8 @@ class ChatScreen(ListingScreen):
         self._fold(*event.size)
 
     def _fold(self, width: int, height: int) -> None:
-        self.set_class(width >= WIDE, "-wide")
-        self.set_class(width < WIDE, "-narrow")
+        self._wide = width >= WIDE
+        self.show_panes()
         self.set_class(width < TINY[0] or height < TINY[1], "-tiny")
 
     # What is shown

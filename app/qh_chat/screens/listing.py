@@ -26,6 +26,10 @@ class ListingScreen(AnsweringScreen):
     def __init__(self) -> None:
         super().__init__()
         self._search = ""
+        self._wide = False
+        # In a wide window the list is there unless folded; in a narrow one it takes the place of
+        # the transcript while it is open.
+        self._folded = self._open = False
 
     @property
     def chats(self) -> ChatList:
@@ -35,9 +39,32 @@ class ListingScreen(AnsweringScreen):
     @property
     def chats_shown(self) -> bool:
         """The list is on screen."""
-        if self.has_class("-narrow"):
-            return self.has_class("-chats")
-        return not self.has_class("-folded")
+        return not self._folded if self._wide else self._open
+
+    def show_list(self, shown: bool) -> None:
+        """Show or hide the list."""
+        if self._wide:
+            self._folded = not shown
+        else:
+            self._open = shown
+        self.show_panes()
+
+    def close_list(self) -> None:
+        """Give the window back to the transcript where the list took it."""
+        if not self._wide:
+            self.show_list(False)
+
+    def show_panes(self) -> None:
+        """Bring list and transcript to what they are to be.
+
+        Not by classes: a style sheet is applied a moment later, and until then what is typed
+        would go elsewhere, since nothing hidden takes the focus.
+        """
+        for chats in self.query(ChatList):
+            chats.display = self.chats_shown
+            chats.set_class(not self._wide, "-alone")
+        for main in self.query("#main"):
+            main.display = self._wide or not self._open
 
     def refresh_chats(self) -> None:
         """Show the list of conversations as it is now."""
@@ -58,12 +85,9 @@ class ListingScreen(AnsweringScreen):
     def action_toggle_chats(self) -> None:
         """Show or hide the list, or go to it."""
         inside = self.focused is not None and self.chats in self.focused.ancestors_with_self
-        if self.has_class("-narrow"):
-            self.toggle_class("-chats")
-            shown = self.has_class("-chats")
-        else:
-            shown = self.has_class("-folded") or not inside
-            self.set_class(not shown, "-folded")
+        # A list that is beside the transcript is gone to first, and hidden from within.
+        shown = not self.chats_shown or (self._wide and not inside)
+        self.show_list(shown)
         if shown:
             self.refresh_chats()
             self.chats.focus_rows()
@@ -72,8 +96,7 @@ class ListingScreen(AnsweringScreen):
 
     def action_search(self) -> None:
         """Show the list with the cursor in its search box."""
-        self.add_class("-chats")
-        self.remove_class("-folded")
+        self.show_list(True)
         self.chats.focus_search()
 
     def leave_list(self) -> bool:
@@ -82,8 +105,8 @@ class ListingScreen(AnsweringScreen):
             return False
         if self._search:
             self.chats.clear_search()
-        elif self.has_class("-narrow"):
-            self.remove_class("-chats")
+        elif not self._wide:
+            self.show_list(False)
         else:
             return False
         self.composer.focus()
@@ -92,7 +115,7 @@ class ListingScreen(AnsweringScreen):
     async def action_new_chat(self) -> None:
         """Begin a new conversation."""
         await self.open_chat(None)
-        self.remove_class("-chats")
+        self.close_list()
         self.composer.focus()
 
     @on(NewChatAsked)
@@ -107,7 +130,7 @@ class ListingScreen(AnsweringScreen):
     @on(ChatChosen)
     async def _chosen(self, event: ChatChosen) -> None:
         await self.open_chat(event.conversation_id)
-        self.remove_class("-chats")
+        self.close_list()
         found = self.conversation.find(event.find) if event.find else None
         if found is None:
             self.composer.focus()
