@@ -7,6 +7,7 @@ input lies on a tie, by one step; the text follows from both.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,13 @@ import pytest
 from numpy.typing import NDArray
 
 from qh_kernels import isa
+from qh_runtime.evaluation.engines import CHUNK_TOKENS, NativeEngine, ReferenceEngine
+from qh_runtime.evaluation.perplexity import measure_perplexity
+from qh_runtime.evaluation.windows import Sliding
 from qh_runtime.reference.decoder import ActivationHook, Tape, replay
 from qh_runtime.reference.ops import QuantizedActivations
 from qh_runtime.tokenizers.from_hf import load_tokenizer
+from qh_runtime.training.dialogue import HELD_OUT_START, conversation
 from tests.support.greedy_text import assert_same_text, native_text, oracle_text
 from tests.support.native_model import NativeModel, tape_of
 from tests.support.tiny_checkpoint import load_oracle, oracle_logits, oracle_tape
@@ -102,3 +107,37 @@ def test_text_equals_transformers(
         found = native_text(model, prompt, exact=True, isa=isa_name)
         # A code on a tie moves a logit by some hundredths.
         assert_same_text(found, expected, logits, bound=0.1, label=f"{text!r} {isa_name}")
+
+
+class _TransformersEngine:
+    """transformers as a LogitsEngine."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def logits(self, tokens: Sequence[int], first: int) -> Iterator[NDArray[np.float32]]:
+        rows = oracle_logits(self._model, list(tokens))
+        for begin in range(first, len(tokens), CHUNK_TOKENS):
+            yield rows[begin : begin + CHUNK_TOKENS]
+
+
+@pytest.mark.parametrize("n_tokens", [256, pytest.param(4096, marks=pytest.mark.slow)])
+def test_perplexity_by_three_decoders(oracle: Any, model: NativeModel, n_tokens: int) -> None:
+    # Of the kind the model was trained on, and not among that.
+    stories = (conversation(HELD_OUT_START + i)[-1].content for i in range(n_tokens // 8))
+    tokenizer = load_tokenizer(FOLDER)
+    tokens = tokenizer.encode_text("\n".join(stories))[:n_tokens]
+    assert len(tokens) == n_tokens
+    sliding = Sliding(256, 128, (tokenizer.bos_id or 0,))
+    theirs = measure_perplexity(_TransformersEngine(oracle), tokens, sliding).perplexity
+    reference = model.reference_decoder(exact=True)
+    ours = measure_perplexity(ReferenceEngine(reference), tokens, sliding).perplexity
+    print(f"\n{n_tokens} tokens: transformers {theirs:.5f}, reference {ours:.5f}")
+    # A code on a tie draws the noise of quantization anew (see test_evaluation.py).
+    assert ours == pytest.approx(theirs, rel=1e-2)
+    for isa_name in isa.available():
+        for exact in (True, False):
+            with model.decoder(exact=exact, isa=isa_name) as decoder:
+                found = measure_perplexity(NativeEngine(decoder), tokens, sliding).perplexity
+            print(f"{isa_name} {'exact' if exact else 'as it chats'}: {found:.5f}")
+            assert found == pytest.approx(theirs, rel=1e-2)
