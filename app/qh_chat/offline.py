@@ -13,7 +13,7 @@ from typing import Any
 
 from qh_runtime.errors import QhError
 
-__all__ = ["OfflineError", "go_offline", "network_is_refused"]
+__all__ = ["OfflineError", "go_offline", "network_is_refused", "require_network"]
 
 _LOOKUPS = frozenset(
     {"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.getnameinfo"}
@@ -40,6 +40,20 @@ def go_offline() -> None:
 def network_is_refused() -> bool:
     """Whether `go_offline` was called in this process."""
     return _installed
+
+
+def require_network(what: str, *, offline: bool) -> None:
+    """Return normally if what is asked for may reach the network.
+
+    Raises:
+        OfflineError: --offline was given. Facts: event.
+    """
+    if offline:
+        raise OfflineError(
+            f"{what}: needs the network, which --offline refuses",
+            hint="leave --offline out to allow it",
+            event=what,
+        )
 
 
 def _refuse(event: str, args: tuple[Any, ...]) -> None:

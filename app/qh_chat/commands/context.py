@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from qh_chat.loading import Models
+from qh_chat.offline import network_is_refused
 from qh_chat.paths import Paths
+from qh_chat.shelf import Shelf
 
 if TYPE_CHECKING:
     from qh_chat.settings import Settings, Value
@@ -40,3 +42,7 @@ class Context:
     def models(self, settings: Settings) -> Models:
         """Return the models that these settings can name."""
         return Models(self.paths, settings.models.folders)
+
+    def shelf(self) -> Shelf:
+        """Return what can be done with the models of the store."""
+        return Shelf(self.paths, self.environment, network_is_refused())

@@ -8,7 +8,7 @@ import json
 from qh_chat.commands.context import Context
 from qh_chat.commands.output import plain
 from qh_chat.inert import inert
-from qh_runtime.store.disk import DiskUse, disk_use
+from qh_runtime.store.disk import DiskUse
 from qh_runtime.units import gigabytes
 
 __all__ = ["run"]
@@ -16,9 +16,7 @@ __all__ = ["run"]
 
 def run(args: argparse.Namespace, context: Context) -> int:
     """Print the sums; exit code 0."""
-    models = context.models(context.settings())
-    outside = [(x.name, x.folder) for x in models.store().list() if x.origin != "store"]
-    use = disk_use(models.layout(), context.paths.packed_dir, outside)
+    use = context.shelf().use(context.settings())
     if args.json:
         rows = [{**plain(x), "freed_bytes": x.freed_bytes} for x in use.models]
         print(json.dumps({**plain(use), "models": rows}, allow_nan=False))

@@ -9,8 +9,6 @@ from pathlib import Path
 from qh_chat.commands.context import Context
 from qh_chat.commands.fetch_output import fetch_output
 from qh_chat.commands.fetching import asks, confirmation, run_fetch
-from qh_chat.commands.stored import quota_bytes
-from qh_runtime.store.import_folder import ImportRequest, import_folder
 from qh_runtime.store.manifest import Manifest
 from qh_runtime.store.preflight import Preflight
 from qh_runtime.store.pull import PullEvent
@@ -22,10 +20,6 @@ __all__ = ["run"]
 def run(args: argparse.Namespace, context: Context) -> int:
     """Import; exit code 0 once the model is ready."""
     settings = context.settings({"models.pack": args.pack, "models.context_length": args.context})
-    models = context.models(settings)
-    request = ImportRequest(
-        Path(args.path), args.name or "", settings.load_options(), quota_bytes(settings)
-    )
     output = fetch_output(context.environment, as_json=args.json)
     confirm = confirmation(
         ask=asks(yes=args.yes, as_json=args.json),
@@ -39,13 +33,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
         on_event: Callable[[PullEvent], None],
         ask: Callable[[Preflight], bool],
     ) -> Manifest | None:
-        return import_folder(
-            request,
-            models.layout(),
-            models.profile(),
-            confirm=ask,
-            on_event=on_event,
-            stop=stop,
-        )
+        path = Path(args.path)
+        return context.shelf().copy(path, args.name or "", settings, stop, on_event, ask)
 
     return run_fetch(output, fetch, confirm)

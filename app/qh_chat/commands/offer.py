@@ -38,14 +38,13 @@ def offer_missing_model(
         return 0
     from qh_chat.commands.fetch_output import fetch_output
     from qh_chat.commands.fetching import confirmation, run_fetch
-    from qh_chat.commands.pull import fetch_from_hub
 
     def fetch(
         stop: StopSignal,
         on_event: Callable[[PullEvent], None],
         ask: Callable[[Preflight], bool],
     ) -> Manifest | None:
-        return fetch_from_hub(name, context, settings, stop, on_event, ask)
+        return context.shelf().pull(name, settings, stop, on_event, ask)
 
     confirm = confirmation(ask=True, force=args.force, show_card=True, verb="fetch")
     return run_fetch(fetch_output(context.environment, result=sys.stderr), fetch, confirm)

@@ -9,7 +9,6 @@ from collections import Counter
 from qh_chat.commands.context import Context
 from qh_chat.commands.output import plain
 from qh_chat.inert import inert
-from qh_runtime.store.disk import prune
 from qh_runtime.units import gigabytes
 
 __all__ = ["run"]
@@ -20,14 +19,16 @@ _WORDS = {
     "blob": "files without a model",
     "part": "unfinished files that nobody goes on with",
     "pack": "packed weights without a model",
+    "self-test": "self-tests of models that are gone",
+    "lock": "locks that nobody holds",
     "temporary": "temporary files",
 }
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
     """Remove what is left over; exit code 0."""
-    models = context.models(context.settings())
-    done = prune(models.layout(), context.paths.packed_dir, dry_run=args.dry_run)
+    context.settings()
+    done = context.shelf().prune(dry_run=args.dry_run)
     if args.json:
         facts = {"freed_bytes": done.freed_bytes, "dry_run": args.dry_run}
         print(json.dumps({**plain(done), **facts}, allow_nan=False))
@@ -36,7 +37,9 @@ def run(args: argparse.Namespace, context: Context) -> int:
     for piece in done.pieces:
         sizes[piece.kind] += piece.bytes
     for kind, size in sizes.items():
-        print(f"{gigabytes(size):>9}  {_WORDS[kind]}")
+        # Locks are empty files.
+        if size:
+            print(f"{gigabytes(size):>9}  {_WORDS[kind]}")
     for reason in done.kept:
         print(inert(f"kept: {reason}"))
     verb = "would be freed" if args.dry_run else "freed"

@@ -10,10 +10,9 @@ from qh_chat.commands.context import Context
 from qh_chat.commands.fetch_output import ProgressLine, to_stderr
 from qh_chat.commands.fetching import Interrupts, asks, question
 from qh_chat.commands.output import plain
-from qh_chat.commands.stored import stored_entry
 from qh_chat.inert import inert
 from qh_runtime.errors import StoreError
-from qh_runtime.store.disk import Removal, remove
+from qh_runtime.store.disk import Removal
 from qh_runtime.store.transfer import StopSignal
 from qh_runtime.units import gigabytes
 
@@ -25,18 +24,17 @@ _STAGES = {"verify": "checking the source", "compare": "comparing the packed for
 
 def run(args: argparse.Namespace, context: Context) -> int:
     """Remove; exit code 0 once it is gone, 3 if it is not wanted after all."""
-    models = context.models(context.settings())
-    entry = stored_entry(models, args.name, "removed")
+    shelf = context.shelf()
+    entry = shelf.stored(args.name, context.settings(), "removed")
     if args.source:
         return _drop_source(args, context, entry.name)
-    layout, packed = models.layout(), context.paths.packed_dir
-    planned = remove(layout, packed, entry.name, dry_run=True)
+    planned = shelf.remove(entry.name, dry_run=True)
     if args.dry_run:
         _print(planned, "would be removed", as_json=args.json)
         return 0
     if not _agreed(args, f"{_summary(planned)}\nremove it?"):
         return 3
-    _print(remove(layout, packed, entry.name), "is removed", as_json=args.json)
+    _print(shelf.remove(entry.name), "is removed", as_json=args.json)
     return 0
 
 
@@ -57,9 +55,8 @@ def _agreed(args: argparse.Namespace, text: str) -> bool:
 
 
 def _drop_source(args: argparse.Namespace, context: Context, name: str) -> int:
-    from qh_runtime.store.dropping import DropProgress, drop_source
+    from qh_runtime.store.dropping import DropProgress
 
-    models = context.models(context.settings())
     if not _agreed(
         args, f"{name}: its weights go, the packed form stays and stands for them. Go on?"
     ):
@@ -74,7 +71,7 @@ def _drop_source(args: argparse.Namespace, context: Context, name: str) -> int:
     stop = StopSignal()
     with Interrupts(stop) as interrupts:
         interrupts.raising = False
-        done = drop_source(models.layout(), context.paths.packed_dir, name, args.pack, show, stop)
+        done = context.shelf().drop_source(name, args.pack, show, stop)
     line.clear()
     if done is None:
         to_stderr("qh-chat: stopped; nothing was removed")

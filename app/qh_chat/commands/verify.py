@@ -11,14 +11,13 @@ from qh_chat.commands.context import Context
 from qh_chat.commands.fetch_output import ProgressLine, to_stderr
 from qh_chat.commands.fetching import Interrupts
 from qh_chat.commands.output import plain
-from qh_chat.commands.pull import require_network
-from qh_chat.commands.stored import stored_entry, transfer_options
 from qh_chat.inert import inert
-from qh_runtime.errors import QhError, StoreError
+from qh_chat.offline import OfflineError
+from qh_runtime.errors import QhError
 from qh_runtime.store.entry import ModelEntry
 from qh_runtime.store.integrity import Finding, Verifier, VerifyProgress
 from qh_runtime.store.manifest import Manifest
-from qh_runtime.store.repair_model import Repaired, repair_model
+from qh_runtime.store.repair_model import Repaired
 from qh_runtime.store.transfer import StopSignal, TransferProgress
 from qh_runtime.units import gigabytes
 
@@ -29,16 +28,12 @@ EXIT_DAMAGED = 3
 
 def run(args: argparse.Namespace, context: Context) -> int:
     """Verify; exit code 0 if all is sound or put right, 3 if not."""
-    models = context.models(context.settings())
+    settings, shelf = context.settings(), context.shelf()
+    models = shelf.models(settings)
     if args.name:
-        entries = [stored_entry(models, x, "verified") for x in args.name]
-        unready = [x for x in entries if x.problem is not None]
-        if unready:
-            raise StoreError(
-                f"model {unready[0].name}: {unready[0].problem}",
-                hint="there is nothing to verify yet",
-                name=unready[0].name,
-            )
+        entries = [shelf.stored(x, settings, "verified") for x in args.name]
+        for entry in entries:
+            shelf.whole(entry.name, settings)
     else:
         entries = [x for x in models.store().list() if x.origin == "store"]
         if not entries and not args.json:
@@ -62,9 +57,8 @@ def _all(
     stop: StopSignal,
 ) -> bool:
     """Whether damage is left."""
-    settings = context.settings()
-    layout = context.models(settings).layout()
-    verifier = Verifier(layout, output.progress, stop)
+    settings, shelf = context.settings(), context.shelf()
+    verifier = Verifier(shelf.layout, output.progress, stop)
     damaged = False
     for entry in entries:
         if entry.manifest is None or entry.problem is not None:
@@ -80,18 +74,10 @@ def _all(
         if not args.repair:
             damaged = True
             continue
-        content = any(x.problem in ("missing", "size", "content") for x in findings)
-        if content and entry.manifest.origin == "hub":
-            require_network("verify --repair", offline=args.offline)
         try:
-            done = repair_model(
-                layout,
-                entry.manifest,
-                findings,
-                transfer_options(settings),
-                output.transfer,
-                stop,
-            )
+            done = shelf.repair(entry.manifest, findings, settings, output.transfer, stop)
+        except OfflineError:
+            raise
         except QhError as error:
             output.fail(entry.manifest, error)
             damaged = True

@@ -110,6 +110,18 @@ def test_revisions_and_artifacts_are_part_of_the_name(
     assert qh("pull", f"{NAME}@none").code == 3
 
 
+def test_the_address_of_a_page_is_a_name_too(
+    home: Path, hub: HubStub, qh: Callable[..., Any]
+) -> None:
+    hub.add(NAME, ternary())
+    assert qh("pull", f"{hub.endpoint}/{NAME}/tree/main").code == 0
+    assert stored(home).repo == NAME
+    assert "up to date" in qh("pull", NAME).out
+    refused = qh("pull", f"https://example.org/{NAME}")
+    assert refused.code == 3
+    assert "expected a page of" in refused.err
+
+
 def test_what_the_hub_does_not_have_is_said_in_a_line(
     home: Path, hub: HubStub, qh: Callable[..., Any]
 ) -> None:
