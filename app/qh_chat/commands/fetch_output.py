@@ -16,6 +16,7 @@ from typing import Any, Protocol, TextIO
 from qh_chat.commands.fetch_card import preflight_facts
 from qh_chat.commands.output import plain
 from qh_chat.inert import inert
+from qh_chat.model_words import ready_text, transfer_text
 from qh_runtime.errors import QhError
 from qh_runtime.store.pull import (
     Checked,
@@ -26,10 +27,8 @@ from qh_runtime.store.pull import (
     PullEvent,
     Transfer,
 )
-from qh_runtime.store.transfer import TransferProgress
-from qh_runtime.units import gigabytes
 
-__all__ = ["STOPPED", "FetchOutput", "ProgressLine", "fetch_output", "to_stderr", "transfer_text"]
+__all__ = ["STOPPED", "FetchOutput", "ProgressLine", "fetch_output", "to_stderr"]
 
 STOPPED = "stopped; what arrived is kept; the same command continues"
 # Between the lines of a progress that cannot rewrite itself, and between JSON lines.
@@ -128,9 +127,8 @@ class TextFetch:
                 self._line.clear()
             case Finished(manifest=manifest, up_to_date=up_to_date):
                 self._line.clear()
-                state = "is up to date" if up_to_date else "is ready"
-                size = gigabytes(manifest.total_bytes)
-                print(inert(f"{manifest.name} {state} ({size})"), file=self._result, flush=True)
+                text = ready_text(manifest, up_to_date=up_to_date)
+                print(inert(text), file=self._result, flush=True)
 
     def end(self) -> None:
         """See FetchOutput."""
@@ -204,38 +202,3 @@ def fetch_output(
         result: where the outcome goes in place of standard output.
     """
     return JsonFetch() if as_json else TextFetch(environment, result or sys.stdout)
-
-
-def transfer_text(event: Transfer) -> str:
-    """File, bytes of total, rate and time left."""
-    file = event.file
-    done, total = gigabytes(event.done_bytes), gigabytes(event.total_bytes)
-    share = f"{event.done_bytes / event.total_bytes:.0%}" if event.total_bytes else "100%"
-    parts = [_shortened(file.path), f"{done} of {total} ({share})"]
-    if file.state in ("wait", "retry"):
-        parts.append(_note(file))
-    elif file.state == "verify":
-        parts.append("checking")
-    else:
-        if event.bytes_per_s is not None:
-            parts.append(f"{event.bytes_per_s / 1e6:.1f} MB/s")
-        if event.left_s is not None:
-            parts.append(f"{_duration(event.left_s)} left")
-    return "  ".join(parts)
-
-
-def _note(file: TransferProgress) -> str:
-    return f"waiting: {file.note}" if file.state == "wait" else f"again: {file.note}"
-
-
-def _shortened(path: str) -> str:
-    """The end of a long name; shards differ there."""
-    return path if len(path) <= 32 else f"…{path[-31:]}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
-    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-from qh_chat.commands.fetch_card import card_lines
 from qh_chat.commands.fetch_output import FetchOutput, to_stderr
 from qh_chat.inert import inert
+from qh_chat.model_words import card_lines
 from qh_runtime.errors import QhError
 from qh_runtime.store.manifest import Manifest
 from qh_runtime.store.preflight import Preflight

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter
 
 from qh_chat.commands.context import Context
 from qh_chat.commands.fetch_output import ProgressLine, to_stderr
 from qh_chat.commands.fetching import Interrupts, asks, question
 from qh_chat.commands.output import plain
 from qh_chat.inert import inert
+from qh_chat.model_words import DROP_STAGES, dropped_text, removal_text
 from qh_runtime.errors import StoreError
 from qh_runtime.store.disk import Removal
 from qh_runtime.store.transfer import StopSignal
 from qh_runtime.units import gigabytes
 
 __all__ = ["run"]
-
-_WORDS = {"blob": "files", "pack": "packed weights", "part": "unfinished files"}
-_STAGES = {"verify": "checking the source", "compare": "comparing the packed form", "keep": ""}
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
@@ -32,7 +29,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
     if args.dry_run:
         _print(planned, "would be removed", as_json=args.json)
         return 0
-    if not _agreed(args, f"{_summary(planned)}\nremove it?"):
+    if not _agreed(args, f"{removal_text(planned)}\nremove it?"):
         return 3
     _print(shelf.remove(entry.name), "is removed", as_json=args.json)
     return 0
@@ -64,9 +61,9 @@ def _drop_source(args: argparse.Namespace, context: Context, name: str) -> int:
     line = ProgressLine(context.environment)
 
     def show(progress: DropProgress) -> None:
-        if _STAGES[progress.stage] and not args.json:
+        if DROP_STAGES[progress.stage] and not args.json:
             done, total = gigabytes(progress.done_bytes), gigabytes(progress.total_bytes)
-            line.show(f"{_STAGES[progress.stage]}: {done} of {total}")
+            line.show(f"{DROP_STAGES[progress.stage]}: {done} of {total}")
 
     stop = StopSignal()
     with Interrupts(stop) as interrupts:
@@ -76,13 +73,11 @@ def _drop_source(args: argparse.Namespace, context: Context, name: str) -> int:
     if done is None:
         to_stderr("qh-chat: stopped; nothing was removed")
         return interrupts.exit_code
-    form = done.pack_format or "packed"
     if args.json:
         facts = {"pack_format": done.pack_format, "freed_bytes": done.freed_bytes}
         print(json.dumps({"name": name, **facts, "model": plain(done.manifest)}, allow_nan=False))
     else:
-        text = f"{name}: its source is removed, {gigabytes(done.freed_bytes)} freed; "
-        print(inert(f"{text}the {form} form stands for it"))
+        print(inert(dropped_text(name, done.pack_format, done.freed_bytes)))
     return 0
 
 
@@ -92,12 +87,3 @@ def _print(removal: Removal, outcome: str, *, as_json: bool) -> None:
         print(json.dumps({**facts, "freed_bytes": removal.freed_bytes}, allow_nan=False))
     else:
         print(inert(f"{removal.name} {outcome}: {gigabytes(removal.freed_bytes)} freed"))
-
-
-def _summary(removal: Removal) -> str:
-    sizes: Counter[str] = Counter()
-    for piece in removal.pieces:
-        if piece.kind in _WORDS:
-            sizes[_WORDS[piece.kind]] += piece.bytes
-    parts = ", ".join(f"{gigabytes(size)} {name}" for name, size in sizes.items() if size)
-    return f"{removal.name}: frees {gigabytes(removal.freed_bytes)} ({parts or 'no files'})"

@@ -12,6 +12,7 @@ from qh_chat.commands.fetch_output import ProgressLine, to_stderr
 from qh_chat.commands.fetching import Interrupts
 from qh_chat.commands.output import plain
 from qh_chat.inert import inert
+from qh_chat.model_words import finding_text, repaired_text, sound_text
 from qh_chat.offline import OfflineError
 from qh_runtime.errors import QhError
 from qh_runtime.store.entry import ModelEntry
@@ -109,16 +110,13 @@ class _TextVerify:
 
     def findings(self, manifest: Manifest, findings: tuple[Finding, ...]) -> None:
         if not findings:
-            size = gigabytes(manifest.total_bytes)
-            self._say(f"{manifest.name}: sound, {len(manifest.files)} files, {size}")
+            self._say(sound_text(manifest))
         for x in findings:
-            bad = f" ({gigabytes(x.bad_bytes)} are bad)" if x.bad_bytes else ""
-            self._say(f"{manifest.name}: {x.path}: {x.problem}: {x.message}{bad}")
+            self._say(finding_text(manifest.name, x))
 
     def repaired(self, manifest: Manifest, done: tuple[Repaired, ...]) -> None:
         for x in done:
-            fetched = f", {gigabytes(x.fetched_bytes)} fetched" if x.fetched_bytes else ""
-            self._say(f"{manifest.name}: {x.path}: repaired{fetched}")
+            self._say(repaired_text(manifest.name, x))
 
     def fail(self, manifest: Manifest, error: QhError) -> None:
         self._line.clear()

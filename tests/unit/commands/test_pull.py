@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from qh_chat.commands.fetch_output import transfer_text
+from qh_chat.model_words import transfer_text
 from qh_runtime.store.layout import StoreLayout
 from qh_runtime.store.manifest import read_manifest
 from qh_runtime.store.pull import Transfer
