@@ -149,6 +149,7 @@ def load_model(
         threads=plan.threads,
         asked_isa=options.isa,
         cpu=str(profile.cpu.name.value),
+        folder=str(entry.folder.absolute()),
     )
     checked = checked_decoder(make, subject, cache_dir, lambda: report("self-test"))
     decoder = checked.decoder

@@ -23,6 +23,7 @@ from qh_runtime.checkpoints.layouts import Layout
 from qh_runtime.errors import CheckpointError, FormatError, KernelError, QhError
 from qh_runtime.first_load.prompt import Prompt, notes_on_logits
 from qh_runtime.first_load.record import (
+    Provenance,
     Record,
     find_record,
     keep_record,
@@ -54,6 +55,7 @@ class Subject:
         exact, kv_type, threads: as its decoder gets them.
         asked_isa: the instruction set of the options, None where any is right.
         cpu: name of the processor; a record holds for this one.
+        folder: of the checkpoint, for `du`; "" where there is none.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Subject:
     threads: int
     asked_isa: str | None
     cpu: str
+    folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,8 @@ def checked_decoder(
     except BaseException:
         checked.decoder.close()
         raise
-    keep_record(records, key, Record(checked.decoder.isa, checked.notes))
+    of = Provenance(subject.source.identity(), subject.folder, kernels_identity())
+    keep_record(records, key, Record(checked.decoder.isa, checked.notes), of)
     return checked
 
 

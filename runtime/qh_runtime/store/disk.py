@@ -21,9 +21,17 @@ from typing import Literal
 
 from qh_runtime.errors import IntegrityError, ModelNotFoundError, StoreError
 from qh_runtime.store.layout import StoreLayout, name_of_slug
-from qh_runtime.store.locking import store_lock, unused_key
+from qh_runtime.store.locking import store_lock, unused, unused_key
+from qh_runtime.store.looks import is_abandoned, is_look
 from qh_runtime.store.manifest import Manifest, read_manifest
-from qh_runtime.store.packs import PackRecord, PackUsers, packs_in, temporary_packs
+from qh_runtime.store.packs import (
+    CacheUsers,
+    Derived,
+    derived_in,
+    pack_locks,
+    temporary_packs,
+    temporary_records,
+)
 from qh_runtime.store.part import disk_errors
 
 __all__ = [
@@ -38,9 +46,10 @@ __all__ = [
     "remove",
 ]
 
-Kind = Literal["manifest", "links", "blob", "part", "pack", "temporary"]
+Kind = Literal["manifest", "links", "blob", "part", "pack", "self-test", "lock", "temporary"]
 
 _BLOB = re.compile(r"([0-9a-f]{64})(\.crc)?")
+_LOCK = re.compile(r"(git-[0-9a-f]{40}|[0-9a-f]{64}|look-[0-9a-f]{8})\.lock")
 _PART = re.compile(r"(git-[0-9a-f]{40}|[0-9a-f]{64})\.(part|journal)")
 # Temporary files exist for moments, and a file whose hash is not known beforehand is named by its
 # manifest moments after it is complete. What is this old belongs to a process that was killed.
@@ -71,7 +80,7 @@ class ModelUse:
             outside the store, of which only the packs are counted.
         own_bytes: what it shares with no other model, what has arrived of it included.
         shared_bytes: what other models need, too, packs of the same weights included.
-        packed_bytes: its own packs in the cache folder.
+        packed_bytes: its own packs, and records of self-tests, in the cache folder.
     """
 
     name: str
@@ -94,7 +103,7 @@ class DiskUse:
         shared_bytes: of files that several models need, each once.
         unfinished_bytes: of the models' own bytes, parts of files.
         left_over_bytes: what `prune` removes.
-        other_packed_bytes: packs of folders that are not among the models.
+        other_packed_bytes: packs and records of folders that are not among the models.
         total_bytes: store and cache folder.
     """
 
@@ -150,8 +159,8 @@ def disk_use(
     """
     with _locked(layout):
         found = _Inventory(layout)
-        users = PackUsers(layout, found.manifests)
-        packs = [(x, users.of(x)) for x in packs_in(packed_dir)]
+        users = CacheUsers(layout, found.manifests)
+        packs = [(x, users.of(x)) for x in derived_in(packed_dir)]
         left_over = list(_left_over(found, packed_dir, users, _SETTLED_S))
         useless = {x.path for x in left_over}
         packs = [x for x in packs if x[0].path not in useless]
@@ -213,10 +222,8 @@ def remove(layout: StoreLayout, packed_dir: Path, name: str, *, dry_run: bool = 
             pieces.append(_piece("links", found.snapshots[name]))
         pieces += [_piece("blob", x) for key in blobs for x in found.blobs.get(key, ())]
         pieces += [_piece("part", x) for key in keys for x in found.parts.get(key, ())]
-        users = PackUsers(layout, found.manifests)
-        pieces += [
-            _piece("pack", x.path) for x in packs_in(packed_dir) if users.of(x) == frozenset({name})
-        ]
+        users = CacheUsers(layout, found.manifests)
+        pieces += [_piece(x.kind, x.path) for x in derived_in(packed_dir) if users.of(x) == {name}]
         if not dry_run:
             _remove(pieces)
         return Removal(name, tuple(pieces))
@@ -228,7 +235,8 @@ def prune(
     """Remove what no model needs, and return what that was.
 
     That is: blobs that no manifest names, parts that no unfinished model names, folders of links
-    without a manifest, temporary files, and packs that no load will take.
+    without a manifest, temporary files, packs and records of self-tests that no load will take,
+    and lock files that nobody holds.
 
     Args:
         dry_run: only say what would be removed.
@@ -242,14 +250,16 @@ def prune(
     kept: dict[str, None] = {}
     with _locked(layout):
         found = _Inventory(layout)
-        users = PackUsers(layout, found.manifests)
+        users = CacheUsers(layout, found.manifests)
         for piece in _left_over(found, packed_dir, users, settled_s):
-            key = found.key_of(piece.path)
-            with nullcontext(True) if key is None else unused_key(layout, key) as free:
+            lock_file = piece.path if piece.kind == "lock" else found.lock_of(piece.path)
+            with nullcontext(True) if lock_file is None else unused(lock_file) as free:
                 if not free:
-                    kept[f"{piece.path.stem}: another process is using it"] = None
+                    if piece.kind != "lock":
+                        kept[f"{piece.path.stem}: another process is using it"] = None
                     continue
                 if not dry_run:
+                    # A lock file, too, goes while it is held: see `remove_held`.
                     _remove([piece])
                 pieces.append(piece)
         if found.damaged:
@@ -276,6 +286,7 @@ class _Inventory:
     parts: dict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))
     snapshots: dict[str, Path] = field(default_factory=dict)
     temporary: list[Path] = field(default_factory=list)
+    locks: list[Path] = field(default_factory=list)
     # Blob or part to the names of models that need it.
     blob_users: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     part_users: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -298,6 +309,8 @@ class _Inventory:
         places = (layout.manifests, layout.blobs, layout.parts, layout.locks, layout.snapshots)
         for folder in places:
             self.temporary += [x for x in _entries(folder) if _is_temporary(x)]
+        locks = [x for x in _entries(layout.locks) if _LOCK.fullmatch(x.name)]
+        self.locks = [x for x in locks if x != layout.store_lock]
 
     @property
     def damaged(self) -> tuple[str, ...]:
@@ -310,16 +323,26 @@ class _Inventory:
         unfinished = [x for x in self.manifests.values() if x is not None and x.state == "pulling"]
         return any(not file.sha256 for x in unfinished for file in x.files)
 
-    def claimed(self, settled_s: float) -> set[str]:
+    def claimed(self) -> set[str]:
         """Blobs that a pull looks at before it is decided on, by links in a temporary folder."""
         folders = [x for x in self.temporary if x.parent == self.layout.snapshots]
-        links = [y for x in folders if not _is_settled(x, settled_s) for y in _entries(x)]
+        links = [y for x in folders if not is_abandoned(self.layout, x) for y in _entries(x)]
         return {os.readlink(x).rpartition("/")[2] for x in links if x.is_symlink()}
 
-    def key_of(self, path: Path) -> str | None:
-        """What the lock of a blob or part is called; None for other files."""
+    def is_dead(self, temporary: Path, settled_s: float) -> bool:
+        """Whether a temporary file or folder is of a process that was killed."""
+        if temporary.parent == self.layout.manifests:
+            # They are written under the store's lock, which this process holds.
+            return True
+        if temporary.parent == self.layout.snapshots and is_look(temporary):
+            return is_abandoned(self.layout, temporary)
+        return _is_settled(temporary, settled_s)
+
+    def lock_of(self, path: Path) -> Path | None:
+        """The lock of a blob or part; None for other files."""
         match = _BLOB.fullmatch(path.name) or _PART.fullmatch(path.name)
-        return match[1] if match and path.parent.parent == self.layout.root else None
+        inside = match and path.parent.parent == self.layout.root
+        return self.layout.lock(match[1]) if match and inside else None
 
     def _look_at_manifests(self) -> None:
         for path in _entries(self.layout.manifests):
@@ -338,9 +361,7 @@ class _Inventory:
                     self.part_users[file.key].add(name)
 
 
-def _use(
-    found: _Inventory, name: str, packs: Sequence[tuple[PackRecord, frozenset[str]]]
-) -> ModelUse:
+def _use(found: _Inventory, name: str, packs: Sequence[tuple[Derived, frozenset[str]]]) -> ModelUse:
     manifest = found.manifests[name]
     own = [found.layout.manifest(name)]
     own += [found.snapshots[name]] if name in found.snapshots else []
@@ -360,11 +381,11 @@ def _use(
 
 
 def _left_over(
-    found: _Inventory, packed_dir: Path, users: PackUsers, settled_s: float
+    found: _Inventory, packed_dir: Path, users: CacheUsers, settled_s: float
 ) -> Iterator[Piece]:
     """What no model needs."""
     if not found.damaged:
-        claimed = found.claimed(settled_s)
+        claimed = found.claimed()
         age_s = settled_s if found.expects_unnamed else min(settled_s, _FRESH_S)
         for sha256, paths in found.blobs.items():
             if sha256 in found.blob_users or sha256 in claimed:
@@ -378,12 +399,17 @@ def _left_over(
         if name not in found.manifests:
             yield _piece("links", path)
     for path in found.temporary:
-        if _is_settled(path, settled_s):
+        if found.is_dead(path, settled_s):
             yield _piece("temporary", path)
     for path in temporary_packs(packed_dir):
         yield _piece("temporary", path)
-    for pack in users.useless(packs_in(packed_dir)):
-        yield _piece("pack", pack.path)
+    for path in temporary_records(packed_dir):
+        if _is_settled(path, settled_s):
+            yield _piece("temporary", path)
+    for derived in users.useless(derived_in(packed_dir)):
+        yield _piece(derived.kind, derived.path)
+    for path in (*found.locks, *pack_locks(packed_dir)):
+        yield _piece("lock", path)
 
 
 def _remove(pieces: Iterable[Piece]) -> None:

@@ -12,15 +12,17 @@
       parts/<key>.part          bytes that have arrived, at their place in the file
       parts/<key>.journal       which MiB of the part are complete, each with its CRC-32
       locks/<key>.lock          held while a part grows or a blob is repaired; `store.lock` is held
-                                while manifests and blobs are put together or removed
+                                while manifests and blobs are put together or removed, and
+                                `look-<token>.lock` while small files are looked through (looks.py)
 
     slug    the model's name with "/" as "--", ":" as "+", and "@" kept
     key     the file's SHA-256, or "git-" and the git hash where the hub knows no other
 
 Everything appears under its name by rename, after its bytes are on the disk. What a killed process
-leaves behind is a manifest that says "pulling", parts with their journals, and temporary files
-(".tmp" in the name): the next pull of the same model goes on from them, `prune` removes the rest.
-Packed weights are no part of the store: they are derived and live in the cache folder.
+leaves behind is a manifest that says "pulling", parts with their journals, temporary files (".tmp"
+in the name) and lock files, which are empty and free: the next pull of the same model goes on from
+them, `prune` removes the rest. Packed weights and the records of self-tests are no part of the
+store: they are derived and live in the cache folder.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@ whether anybody holds the lock of a single file."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from qh_runtime.errors import StoreError
 from qh_runtime.store.layout import StoreLayout
 
-__all__ = ["store_lock", "unused", "unused_key"]
+__all__ = ["remove_held", "store_lock", "unused", "unused_key"]
 
 # Nobody downloads, hashes or copies under this lock.
 _TIMEOUT_S = 60.0
@@ -50,26 +51,24 @@ def store_lock(layout: StoreLayout, timeout_s: float = _TIMEOUT_S) -> Iterator[N
 
 @contextmanager
 def unused_key(layout: StoreLayout, key: str) -> Iterator[bool]:
-    """Hold the lock of one file if nobody else does; yields whether nobody does.
-
-    The caller holds the store's lock, so a lock that was never made is not taken meanwhile.
+    """As `unused`, for the lock of one file of the store.
 
     Raises:
         StoreError: not a key.
     """
-    path = layout.lock(key)
-    if not path.exists():
-        yield True
-        return
-    with unused(path) as free:
+    with unused(layout.lock(key)) as free:
         yield free
 
 
 @contextmanager
 def unused(lock_file: Path) -> Iterator[bool]:
-    """Hold a lock if nobody else does; yields whether nobody does."""
+    """Hold a lock if nobody else does; yields whether nobody does.
+
+    A lock file that there was not is gone again afterwards.
+    """
     from filelock import FileLock, Timeout
 
+    there = lock_file.exists()
     lock = FileLock(lock_file)
     try:
         lock.acquire(timeout=0)
@@ -79,4 +78,17 @@ def unused(lock_file: Path) -> Iterator[bool]:
     try:
         yield True
     finally:
+        if not there:
+            remove_held(lock_file)
         lock.release()
+
+
+def remove_held(lock_file: Path) -> None:
+    """Remove a lock file that the caller holds, or leave it where the system does not allow that.
+
+    Who has it open already gets the lock of a file without a name afterwards: filelock notices
+    that and begins anew with the file that has the name then, so nobody works under a lock that
+    others do not see.
+    """
+    with contextlib.suppress(OSError):
+        lock_file.unlink()

@@ -1,10 +1,12 @@
-"""Packed weights in the cache folder: which model each was made from, and which are of no use."""
+"""The cache folder: packed weights and self-tests that passed, of which model each is, which are of
+no use, what killed processes left there, and lock files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from qh_runtime.checkpoints.files import open_regular
 from qh_runtime.checkpoints.safetensors_header import read_header
@@ -13,44 +15,70 @@ from qh_runtime.store.layout import StoreLayout
 from qh_runtime.store.locking import unused
 from qh_runtime.store.manifest import Manifest
 
-__all__ = ["PackRecord", "PackUsers", "packs_in", "temporary_packs"]
+__all__ = [
+    "CacheUsers",
+    "Derived",
+    "derived_in",
+    "pack_locks",
+    "temporary_packs",
+    "temporary_records",
+]
 
 
 @dataclass(frozen=True)
-class PackRecord:
-    """One pack, as its header describes it.
+class Derived:
+    """A pack, or the record of a self-test, as its header or text describes it.
 
     Attributes:
         folder: of the checkpoint that it was made from; "" where it does not say.
-        source: identity of that checkpoint then. version: of the pack format.
+        source: identity of that checkpoint then.
+        current: whether it is of the version, and the kernels, that a load of now would take.
     """
 
+    kind: Literal["pack", "self-test"]
     path: Path
     folder: str
     source: str
-    version: str
+    current: bool
 
 
-def packs_in(packed_dir: Path) -> tuple[PackRecord, ...]:
-    """Return every pack of a folder, sorted by name; damaged ones with empty fields."""
-    from qh_runtime.packing.pack_file import FOLDER_KEY, SOURCE_KEY
+def derived_in(packed_dir: Path) -> tuple[Derived, ...]:
+    """Return every pack and every record of a folder; damaged ones with empty fields."""
+    return (*_packs(packed_dir), *_records(packed_dir))
 
-    found = []
+
+def _packs(packed_dir: Path) -> Iterator[Derived]:
+    from qh_runtime.packing.pack_file import FOLDER_KEY, PACK_VERSION, SOURCE_KEY
+
     for path in sorted(packed_dir.glob("[!.]*.safetensors")):
         metadata = _metadata(path)
-        found.append(
-            PackRecord(
-                path,
-                metadata.get(FOLDER_KEY, ""),
-                metadata.get(SOURCE_KEY, ""),
-                metadata.get("qh_pack_version", ""),
-            )
+        yield Derived(
+            "pack",
+            path,
+            metadata.get(FOLDER_KEY, ""),
+            metadata.get(SOURCE_KEY, ""),
+            metadata.get("qh_pack_version") == str(PACK_VERSION),
         )
-    return tuple(found)
 
 
-class PackUsers:
-    """Which models of the store each pack serves. Models with the same weights share their packs.
+def _records(packed_dir: Path) -> Iterator[Derived]:
+    paths = sorted(packed_dir.glob("[!.]*.self-test.json"))
+    if not paths:
+        return
+    # Here and not at the top: the extension is loaded for it.
+    from qh_runtime.first_load.record import kernels_identity, read_provenance
+
+    kernels = kernels_identity()
+    for path in paths:
+        of = read_provenance(path)
+        if of is None:
+            yield Derived("self-test", path, "", "", False)
+        else:
+            yield Derived("self-test", path, of.folder, of.source, of.kernels == kernels)
+
+
+class CacheUsers:
+    """Which models of the store each file serves. Models with the same weights share them.
 
     Args:
         manifests: by name; None for one that cannot be read.
@@ -62,29 +90,27 @@ class PackUsers:
         self._folders = {str(layout.snapshot(x).absolute()): x for x in manifests}
         self._identities: dict[str, str | None] = {}
 
-    def of(self, pack: PackRecord) -> frozenset[str]:
+    def of(self, derived: Derived) -> frozenset[str]:
         """Names of the models; none where it was made from a folder outside the store."""
-        name = self._folders.get(pack.folder)
+        name = self._folders.get(derived.folder)
         if name is None:
-            return self._by_identity(pack.source)
+            return self._by_identity(derived.source)
         weights = _weights(self._manifests[name])
         if not weights:
             return frozenset({name})
         return frozenset(x for x, m in self._manifests.items() if _weights(m) == weights)
 
-    def useless(self, packs: Iterable[PackRecord]) -> Iterator[PackRecord]:
+    def useless(self, files: Iterable[Derived]) -> Iterator[Derived]:
         """Yield those that no load will take: their checkpoint is gone or was changed since.
 
-        So are packs of another version, and those that do not say what they were made from.
+        So are those of another version, and those that do not say what they were made from.
         """
-        from qh_runtime.packing.pack_file import PACK_VERSION
-
-        for pack in packs:
-            current = pack.source and pack.version == str(PACK_VERSION)
-            if not current or (
-                pack.source != self._identity(pack.folder) and not self._by_identity(pack.source)
+        for derived in files:
+            if not (derived.source and derived.current) or (
+                derived.source != self._identity(derived.folder)
+                and not self._by_identity(derived.source)
             ):
-                yield pack
+                yield derived
 
     def _by_identity(self, source: str) -> frozenset[str]:
         folders = self._folders.items()
@@ -103,6 +129,16 @@ def temporary_packs(packed_dir: Path) -> Iterator[Path]:
         with unused(path.with_name(f"{name}.lock")) as free:
             if free:
                 yield path
+
+
+def temporary_records(packed_dir: Path) -> list[Path]:
+    """Records that were being written; each takes a moment."""
+    return sorted(packed_dir.glob(".*.self-test.json.*.part"))
+
+
+def pack_locks(packed_dir: Path) -> list[Path]:
+    """Lock files of packs, held or not."""
+    return sorted(packed_dir.glob(".*.safetensors.lock"))
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -8,11 +8,7 @@ Whether it fits into memory is said and not decided: people keep models for othe
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +36,8 @@ from qh_runtime.store.artifacts import (
 from qh_runtime.store.download import fetch_file, fetch_span, stored_blob
 from qh_runtime.store.hub import RepoListing
 from qh_runtime.store.hub_errors import terms_failure
-from qh_runtime.store.layout import StoreLayout, model_slug
+from qh_runtime.store.layout import StoreLayout
+from qh_runtime.store.looks import look_folder
 from qh_runtime.store.part import disk_errors
 from qh_runtime.store.remote_header import RemoteTensors
 from qh_runtime.store.transfer import FetchOptions, OnTransfer, StopSignal
@@ -51,8 +48,6 @@ __all__ = ["Preflight", "PreflightRequest", "check_room", "run_preflight"]
 
 # Beyond the bytes themselves; what a transfer asks for, too.
 SPARE_SHARE = 0.05
-# A preflight takes seconds; a folder this old is of a killed process.
-_STALE_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -136,7 +131,7 @@ def run_preflight(
     artifact = choose_artifact(listing, request.artifact)
     run = _Preflight(layout, listing, request, options, stop, on_progress)
     try:
-        with _folder(layout, request.name) as folder:
+        with look_folder(layout, request.name) as folder:
             return run.look(artifact, folder)
     except Stopped:
         return None
@@ -238,28 +233,6 @@ class _Preflight:
         )
         check_room(self._layout, preflight, self._request.quota_bytes)
         return preflight
-
-
-@contextmanager
-def _folder(layout: StoreLayout, name: str) -> Iterator[Path]:
-    """A folder of the store that is gone afterwards, for links to small files."""
-    with disk_errors("make", layout.snapshots, 0):
-        layout.snapshots.mkdir(parents=True, exist_ok=True)
-        _remove_stale(layout.snapshots)
-        folder = Path(tempfile.mkdtemp(".tmp", f".{model_slug(name)}.", layout.snapshots))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_stale(snapshots: Path) -> None:
-    """Remove the folders of looks that were killed."""
-    for path in snapshots.glob(".*.tmp"):
-        # Another process may be doing the same.
-        with suppress(FileNotFoundError):
-            if time.time() - path.lstat().st_mtime > _STALE_S:
-                shutil.rmtree(path, ignore_errors=True)
 
 
 def _check_tokenizer(folder: Path, planned: PlannedModel) -> None:

@@ -20,6 +20,7 @@ from qh_runtime.packing import load_packed_model
 from qh_runtime.store.disk import disk_use, prune, remove
 from qh_runtime.store.integrity import Verifier
 from qh_runtime.store.layout import StoreLayout, name_of_slug
+from qh_runtime.store.looks import look_folder
 from qh_runtime.store.manifest import StoredFile, read_manifest, write_manifest
 from tests.support.cli import REPOSITORY, qh_environment
 from tests.support.model_tensors import config, random_tensors, spec_of, write_checkpoint
@@ -54,6 +55,11 @@ def files_below(*folders: Path) -> set[Path]:
         for x in files
         if not x.endswith(".lock")
     }
+
+
+def pruned(layout: StoreLayout, packed: Path) -> list[Path]:
+    """What a prune takes, apart from lock files."""
+    return [x.path for x in prune(layout, packed, settled_s=0).pieces if x.kind != "lock"]
 
 
 def pack(folder: Path, packed: Path, format_name: str = "int8") -> Path:
@@ -105,11 +111,18 @@ def litter(layout: StoreLayout, packed: Path) -> None:
     (layout.snapshots / "org--gone").mkdir()
     (layout.snapshots / "org--gone" / "config.json").symlink_to("../../blobs/" + "e" * 64)
     (layout.blobs / ".x.crc.1234.tmp").write_bytes(b"x" * 5000)
-    (layout.snapshots / ".org--x.abcd.tmp").mkdir()
-    (layout.snapshots / ".org--x.abcd.tmp" / "config.json").symlink_to("../../blobs/" + "e" * 64)
+    look = layout.snapshots / ".org--x.0123abcd.tmp"
+    look.mkdir()
+    (look / "config.json").symlink_to("../../blobs/" + "e" * 64)
     (layout.manifests / ".org--one.json.12.tmp").write_bytes(b"x" * 5000)
     (packed / ".0-int8.safetensors.abcd.part").write_bytes(b"x" * 9000)
     (packed / "0-int8.safetensors").write_bytes(b"not a pack")
+    (packed / "0.self-test.json").write_bytes(b"not a record")
+    (packed / ".0.self-test.json.abcd.part").write_bytes(b"half a rec")
+    (packed / ".0-int8.safetensors.lock").write_bytes(b"")
+    layout.locks.mkdir(exist_ok=True)
+    layout.lock("d" * 64).write_bytes(b"")
+    (layout.locks / "look-0123abcd.lock").write_bytes(b"")
 
 
 def test_sums_hold(layout: StoreLayout, packed: Path) -> None:
@@ -134,8 +147,9 @@ def test_sums_hold(layout: StoreLayout, packed: Path) -> None:
     assert half.own_bytes > use.unfinished_bytes
     assert by_name["mine"].freed_bytes == by_name["mine"].packed_bytes > 0
     assert use.other_packed_bytes == 0
-    fresh = disk_bytes(layout.snapshots / ".org--x.abcd.tmp")
-    fresh += sum(x.lstat().st_blocks * 512 for x in layout.root.rglob("*.tmp") if x.is_file())
+    young = [*layout.blobs.glob(".*.tmp"), *packed.glob(".*.json.*.part")]
+    fresh = sum(x.lstat().st_blocks * 512 for x in young)
+    assert len(young) == 2
     own = sum(x.own_bytes + x.packed_bytes for x in use.models)
     assert own + use.shared_bytes + use.left_over_bytes + fresh == use.total_bytes
     assert disk_use(layout, packed).other_packed_bytes == by_name["mine"].packed_bytes
@@ -168,7 +182,7 @@ def test_what_another_model_needs_stays(layout: StoreLayout, packed: Path) -> No
     assert len(packs) == 3
     # Made from the model that is gone, and as good for the one with the same weights.
     assert pack(layout.snapshot("org/two"), packed) in packs
-    assert prune(layout, packed, settled_s=0).pieces == ()
+    assert pruned(layout, packed) == []
     assert disk_use(layout, packed).other_packed_bytes == 0
     remove(layout, packed, "org/two")
     assert len(list(packed.glob("*.safetensors"))) == 1
@@ -184,7 +198,8 @@ def test_prune_takes_what_is_left_over_and_nothing_else(layout: StoreLayout, pac
     done = prune(layout, packed, settled_s=0)
     assert planned == done
     assert done.freed_bytes == before - disk_bytes(layout.root, packed)
-    assert {x.kind for x in done.pieces} == {"blob", "part", "links", "temporary", "pack"}
+    kinds = {"blob", "part", "links", "temporary", "pack", "self-test", "lock"}
+    assert {x.kind for x in done.pieces} == kinds
     assert files_below(layout.root, packed) == needed
     assert prune(layout, packed, settled_s=0).pieces == ()
 
@@ -222,12 +237,12 @@ def test_files_of_a_pull_that_has_just_begun_stay(layout: StoreLayout, packed: P
     for sha256 in (old, linked):
         for path in (layout.blob(sha256), layout.blob_checks(sha256)):
             os.utime(path, (1, 1))
-    looked_at = layout.snapshots / ".org--new.abcd.tmp"
-    looked_at.mkdir()
-    (looked_at / "config.json").symlink_to(f"../../blobs/{linked}")
-    prune(layout, packed)
+    with look_folder(layout, "org/new") as looked_at:
+        (looked_at / "config.json").symlink_to(f"../../blobs/{linked}")
+        os.utime(looked_at, (1, 1), follow_symlinks=False)
+        prune(layout, packed)
+        assert looked_at.exists()
     assert [layout.blob(x).exists() for x in (old, young, linked)] == [False, True, True]
-    os.utime(looked_at, (1, 1))
     prune(layout, packed)
     assert [layout.blob(x).exists() for x in (young, linked)] == [True, False]
 
@@ -286,12 +301,12 @@ def test_packs_of_changed_checkpoints_are_left_over(layout: StoreLayout, packed:
         layout.root.parent / "models" / "mine", config(), random_tensors(spec_of())
     )
     first = pack(folder, packed)
-    assert prune(layout, packed).pieces == ()
+    assert pruned(layout, packed) == []
     os.utime(folder / "model.safetensors", (1, 1))
     second = pack(folder, packed)
-    assert [x.path for x in prune(layout, packed).pieces] == [first]
+    assert pruned(layout, packed) == [first]
     shutil.rmtree(folder)
-    assert [x.path for x in prune(layout, packed).pieces] == [second]
+    assert pruned(layout, packed) == [second]
 
 
 def test_nothing_is_made_where_there_is_no_store(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -476,14 +475,3 @@ def test_a_stop_at_any_file(
     monkeypatch.setattr(preflight_module, "fetch_span", counted(real[1]))
     assert look(stop=stop) is None
     nothing_left(layout)
-
-
-def test_folders_of_killed_looks_are_removed(hub: HubStub, layout: StoreLayout, look: Look) -> None:
-    hub.add("org/model", dense())
-    old, young = layout.snapshots / ".org--x.1.tmp", layout.snapshots / ".org--y.2.tmp"
-    for folder in (old, young):
-        folder.mkdir(parents=True)
-        (folder / "config.json").symlink_to("../../blobs/x")
-    os.utime(old, (1, 1))
-    look()
-    assert list(layout.snapshots.iterdir()) == [young]
