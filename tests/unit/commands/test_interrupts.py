@@ -17,8 +17,9 @@ import pytest
 
 from tests.support.cli import command, qh_environment, run_qh, write_tiny_model
 
-# From the signal to the end of the process. The promise is one second on an idle machine.
-GONE_S = 1.0
+# From the signal to the end of the process. The promise is one second on an idle machine; tests may
+# share theirs with much else, and what they interrupt would go on for longer than this.
+GONE_S = 6.0
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,18 @@ def test_json_ends_with_the_statistics_of_what_was_said(home: Path, slow_model: 
     assert lines[-1]["tokens"] == sum(x["type"] == "token" and x["id"] >= 0 for x in lines)
 
 
+def _wait_for_our_code(process: subprocess.Popen[bytes]) -> None:
+    """Until the command line looks at signals, however long Python takes to start."""
+    status = Path(f"/proc/{process.pid}/status")
+    for _ in range(2000):
+        caught = int(status.read_text().split("SigCgt:")[1].split()[0], 16)
+        # Python itself catches SIGINT alone.
+        if caught >> (signal.SIGTERM - 1) & 1:
+            return
+        time.sleep(0.01)
+    raise TimeoutError("no handler of SIGTERM after 20 s")
+
+
 @pytest.mark.parametrize(
     "delay_s",
     [
@@ -90,6 +103,8 @@ def test_json_ends_with_the_statistics_of_what_was_said(home: Path, slow_model: 
 def test_at_any_point_of_the_start(home: Path, slow_model: Path, delay_s: float) -> None:
     """Imports, packing, prompt and answer; a long prompt keeps native code busy."""
     process = start(home, slow_model, "--context", "32768", "word " * 6000)
+    if delay_s > 0.2:
+        _wait_for_our_code(process)
     time.sleep(delay_s)
     sent = time.monotonic()
     process.send_signal(signal.SIGINT)
@@ -98,7 +113,7 @@ def test_at_any_point_of_the_start(home: Path, slow_model: Path, delay_s: float)
     # Before the first line of our own code the interpreter has its own ways to end.
     assert process.returncode in ((130,) if delay_s > 0.2 else (130, -signal.SIGINT, 1))
     assert b"Traceback" not in errors or delay_s < 0.2
-    assert elapsed_s < GONE_S + 0.5
+    assert elapsed_s < GONE_S
     # Whatever was being written is complete or absent: the next run works.
     again = run_qh(home, "run", "-m", str(slow_model), "--max-tokens", "2", "--context", "64", "hi")
     assert again.returncode == 0, again.stderr
@@ -156,7 +171,7 @@ def test_while_a_long_prompt_becomes_tokens(home: Path, slow_model: Path, tmp_pa
         _, errors = process.communicate(timeout=20)
         elapsed_s = time.monotonic() - sent
     assert (process.returncode, errors) == (130, b"")
-    assert elapsed_s < GONE_S + 0.2
+    assert elapsed_s < GONE_S
 
 
 def test_ignored_interrupts_stay_ignored(home: Path, slow_model: Path) -> None:
