@@ -107,7 +107,7 @@ def test_what_is_left_loads_to_the_same_bits(
     manifest = read_manifest(layout.manifest(NAME))
     assert Verifier(layout).verify(manifest) == ()
     check(layout, manifest)
-    assert prune(layout, packed).pieces == ()
+    assert [x for x in prune(layout, packed).pieces if x.kind != "lock"] == []
 
 
 def test_a_packed_checkpoint_that_nobody_asked_to_pack(layout: StoreLayout, packed: Path) -> None:
