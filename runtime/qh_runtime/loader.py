@@ -14,6 +14,7 @@ from typing import Literal
 
 from qh_runtime.architectures import decoder_shape
 from qh_runtime.checkpoints import read_config
+from qh_runtime.errors import CheckpointError
 from qh_runtime.hardware.profile import HardwareProfile
 from qh_runtime.options import LoadOptions
 from qh_runtime.packing import load_packed_model
@@ -59,9 +60,16 @@ def plan_model(entry: ModelEntry, options: LoadOptions, profile: HardwareProfile
         CheckpointError: the files break a rule or the model is not supported.
         PlanError: the options cannot be met by any memory.
     """
-    config = read_config(entry.folder).model
-    options = options_for(entry.folder, options)
-    return plan_checkpoint(config, lambda: open_source(entry.folder), options, profile)
+    try:
+        config = read_config(entry.folder).model
+        options = options_for(entry.folder, options)
+        return plan_checkpoint(config, lambda: open_source(entry.folder), options, profile)
+    except CheckpointError as error:
+        if entry.manifest is None:
+            raise
+        # Of a folder the person knows where it is; of the store, the model's name.
+        facts = {"name": entry.name, **error.facts}
+        raise type(error)(f"{entry.name}: {error.message}", hint=error.hint, **facts) from error
 
 
 def load_model(

@@ -34,10 +34,14 @@ def run(args: argparse.Namespace, context: Context) -> int:
 def _plan(entry: ModelEntry, context: Context, settings: Any) -> tuple[Plan | None, str | None]:
     """The plan of loading it now, or why there is none."""
     from qh_runtime.loader import plan_model
+    from qh_runtime.store.integrity import check
 
     if entry.problem is not None:
         return None, entry.problem
     try:
+        if entry.layout is not None and entry.manifest is not None:
+            # As a load does: damage is called that, with the command that repairs it.
+            check(entry.layout, entry.manifest)
         profile = context.models(settings).profile()
         planned = plan_model(entry, settings.load_options(), profile)
         planned.source.close()

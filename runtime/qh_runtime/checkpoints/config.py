@@ -64,7 +64,7 @@ def read_json_file(
     path = folder / name
     if not required and not path.exists() and not path.is_symlink():
         return {}
-    data = read_small_file(resolve_file(folder, name), limit_bytes)
+    data = read_small_file(resolve_file(folder, name), limit_bytes, path)
     return parse_object(decode(data, name, path=path), name, path=path, max_depth=MAX_DEPTH)
 
 

@@ -18,15 +18,19 @@ _HINT = "download the checkpoint again"
 
 
 @contextmanager
-def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+def open_regular(path: Path, named: Path | None = None) -> Iterator[tuple[BinaryIO, int]]:
     """Opens a regular file for reading; yields it and its size.
 
     The last part of the path must not be a symbolic link (resolve it first, where one is allowed),
     and a pipe or device is refused without waiting for it.
 
+    Args:
+        named: what errors call it: the file of the model, where a link led to `path`.
+
     Raises:
         CheckpointError: it cannot be opened, is not a regular file, or changed while it was open.
     """
+    shown = named or path
     flags = os.O_RDONLY
     for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
         flags |= getattr(os, name, 0)
@@ -35,27 +39,27 @@ def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(
-            f"{quoted(path.name)}: cannot be opened: {reason}",
+            f"{quoted(shown.name)}: cannot be opened: {reason}",
             hint="check that the file exists and may be read",
-            path=str(path),
+            path=str(shown),
             reason=reason,
         ) from error
     try:
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):
             raise CheckpointError(
-                f"{quoted(path.name)}: expected a regular file, found a folder, pipe or device",
+                f"{quoted(shown.name)}: expected a regular file, found a folder, pipe or device",
                 hint="choose the folder of a checkpoint",
-                path=str(path),
+                path=str(shown),
             )
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             yield file, before.st_size
         after = os.fstat(descriptor)
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise CheckpointError(
-                f"{quoted(path.name)}: changed while it was opened",
+                f"{quoted(shown.name)}: changed while it was opened",
                 hint="wait until the download is complete",
-                path=str(path),
+                path=str(shown),
             )
     finally:
         os.close(descriptor)
@@ -94,18 +98,22 @@ def resolve_file(folder: Path, name: str) -> Path:
     return real
 
 
-def read_small_file(path: Path, limit: int) -> bytes:
+def read_small_file(path: Path, limit: int, named: Path | None = None) -> bytes:
     """Return the bytes of a regular file of at most `limit` bytes.
+
+    Args:
+        named: as for `open_regular`.
 
     Raises:
         CheckpointError: it cannot be read, is no regular file or is larger. Facts: path.
     """
-    with open_regular(path) as (file, size):
+    shown = named or path
+    with open_regular(path, named) as (file, size):
         if size > limit:
             raise CheckpointError(
-                f"{quoted(path.name)}: expected at most {limit} bytes, found {size}",
+                f"{quoted(shown.name)}: expected at most {limit} bytes, found {size}",
                 hint="download the file again",
-                path=str(path),
+                path=str(shown),
                 expected=limit,
                 found=size,
             )
@@ -113,6 +121,6 @@ def read_small_file(path: Path, limit: int) -> bytes:
         data = file.read(limit + 1)
     if len(data) > limit:
         raise CheckpointError(
-            f"{quoted(path.name)}: grew beyond {limit} bytes while it was read", path=str(path)
+            f"{quoted(shown.name)}: grew beyond {limit} bytes while it was read", path=str(shown)
         )
     return data

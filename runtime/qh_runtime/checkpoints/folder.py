@@ -37,7 +37,7 @@ def open_checkpoint(folder: Path) -> TensorSource:
             path=str(folder),
         )
     if _exists(folder / SINGLE):
-        return SafetensorsFile(resolve_file(folder, SINGLE))
+        return SafetensorsFile(resolve_file(folder, SINGLE), folder / SINGLE)
     if _exists(folder / INDEX):
         return ShardedTensors(folder)
     _no_weights(folder)
@@ -54,11 +54,12 @@ class ShardedTensors:
     """
 
     def __init__(self, folder: Path) -> None:
-        index = resolve_file(folder, INDEX)
-        self._shard_of = parse_index(read_small_file(index, MAX_INDEX_BYTES), folder / INDEX)
+        index = read_small_file(resolve_file(folder, INDEX), MAX_INDEX_BYTES, folder / INDEX)
+        self._shard_of = parse_index(index, folder / INDEX)
         self._shards: dict[str, SafetensorsFile] = {}
         for shard in sorted(set(self._shard_of.values())):
-            self._shards[shard] = SafetensorsFile(resolve_file(folder, shard))
+            real = resolve_file(folder, shard)
+            self._shards[shard] = SafetensorsFile(real, folder / shard)
         names = {shard: file.names() for shard, file in self._shards.items()}
         check_shards(self._shard_of, names, folder / INDEX)
 

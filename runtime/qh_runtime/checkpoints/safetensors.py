@@ -31,6 +31,7 @@ class SafetensorsFile:
 
     Args:
         path: the file; not a symbolic link.
+        named: what errors call it: the file of the model, where a link led to `path`.
 
     Raises:
         CheckpointError: a rule is broken. Facts: path, rule, and tensor where one is to blame.
@@ -38,11 +39,11 @@ class SafetensorsFile:
         UnsupportedTensorError: a tensor of a type that is not read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with open_regular(path) as (file, size):
+    def __init__(self, path: Path, named: Path | None = None) -> None:
+        self._path, self._named = path, named or path
+        with open_regular(path, named) as (file, size):
             # Asked for in the order of the file.
-            header = read_header(lambda begin, end: file.read(end - begin), size, path)
+            header = read_header(lambda begin, end: file.read(end - begin), size, self._named)
             mapping = WatchedFile(file.fileno(), 0, access=mmap.ACCESS_READ)
             status = os.fstat(file.fileno())
         self._infos, self._offsets = header.tensors, header.offsets
@@ -67,7 +68,7 @@ class SafetensorsFile:
     def info(self, name: str) -> TensorInfo:
         """See TensorSource."""
         if name not in self._infos:
-            raise missing_tensor(name, quoted(self._path.name))
+            raise missing_tensor(name, quoted(self._named.name))
         return self._infos[name]
 
     def holds(self, name: str) -> bool:
@@ -82,7 +83,7 @@ class SafetensorsFile:
 
         info = self.info(name)
         if self._mapping is None:
-            raise CheckpointError(f"{quoted(self._path.name)}: read after close", tensor=name)
+            raise CheckpointError(f"{quoted(self._named.name)}: read after close", tensor=name)
         self._mapping.watch()
         begin = self._data_start + self._offsets[name]
         raw = np.frombuffer(self._mapping, np.uint8, count=info.nbytes, offset=begin)
@@ -98,10 +99,10 @@ class SafetensorsFile:
         if mapping is None or not (mapping.is_lost or self._has_changed(mapping)):
             return
         raise CheckpointError(
-            f"{quoted(self._path.name)}: expected the file that was opened, found it changed while "
-            "in use",
+            f"{quoted(self._named.name)}: expected the file that was opened, found it changed "
+            "while in use",
             hint="load the model again once the file is complete",
-            path=str(self._path),
+            path=str(self._named),
             rule="changed",
         )
 

@@ -73,8 +73,9 @@ class KeptRecord:
         Raises:
             CheckpointError: it cannot be read or breaks a rule. Facts: path, rule.
         """
-        path = resolve_file(folder, RECORD)
-        text = decode(read_small_file(path, MAX_RECORD_BYTES), RECORD, path=path)
+        path = folder / RECORD
+        raw = read_small_file(resolve_file(folder, RECORD), MAX_RECORD_BYTES, path)
+        text = decode(raw, RECORD, path=path)
         data = parse_object(text, RECORD, path=path, max_depth=4)
         try:
             return cls._from_json(data)
@@ -120,7 +121,7 @@ class DroppedSource:
     def __init__(self, folder: Path) -> None:
         self.record = KeptRecord.read(folder)
         self.pack_path = resolve_file(folder, PACKED)
-        self._kept = SafetensorsFile(resolve_file(folder, KEPT))
+        self._kept = SafetensorsFile(resolve_file(folder, KEPT), folder / KEPT)
         self._infos = {x.name: x for x in self.record.tensors}
         for name in self._kept.names():
             info, told = self._kept.info(name), self._infos.get(name)

@@ -122,7 +122,7 @@ class _Import:
         artifact = choose_artifact(listing)
         config = read_config(folder)
         if artifact.sharded:
-            index = read_small_file(resolve_file(folder, INDEX), MAX_INDEX_BYTES)
+            index = read_small_file(resolve_file(folder, INDEX), MAX_INDEX_BYTES, folder / INDEX)
             shards = parse_index(index, folder / INDEX)
             artifact = with_shards(listing, artifact, shards.values())
         planned = plan_checkpoint(

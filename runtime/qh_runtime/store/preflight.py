@@ -169,7 +169,7 @@ class _Preflight:
         config = read_config(folder)
         shard_of = None
         if artifact.sharded:
-            index = read_small_file((folder / INDEX).resolve(), MAX_INDEX_BYTES)
+            index = read_small_file((folder / INDEX).resolve(), MAX_INDEX_BYTES, folder / INDEX)
             shard_of = parse_index(index, folder / INDEX)
             artifact = with_shards(self._listing, artifact, shard_of.values())
         planned = plan_checkpoint(

@@ -65,7 +65,7 @@ def read_file(folder: Path, name: str, limit_bytes: int) -> str | None:
     if not path.exists() and not path.is_symlink():
         return None
     try:
-        raw = read_small_file(resolve_file(folder, name), limit_bytes)
+        raw = read_small_file(resolve_file(folder, name), limit_bytes, path)
     except CheckpointError as error:
         raise TokenizerError(
             error.message,

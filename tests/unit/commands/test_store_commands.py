@@ -127,6 +127,30 @@ def test_damage_is_noticed_by_a_load_and_repaired(
     assert qh("run", "-m", "tiny", *ASK).out == before
 
 
+@pytest.mark.parametrize("damage", ["cut", "header", "grown", "gone", "folder"])
+@pytest.mark.parametrize("path", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_damage_is_told_by_the_names_of_model_and_file(
+    qh: Qh, imported: Manifest, layout: StoreLayout, path: str, damage: str
+) -> None:
+    (file,) = (x for x in imported.files if x.path == path)
+    hurt(layout.blob(file.sha256), damage)
+    for words in (("run", "-m", "tiny", *ASK), ("show", "tiny")):
+        told = "".join(qh(*words)[1:]).splitlines()[-1]
+        assert f"org/tiny: {path}: " in told
+        assert "qh-chat verify org/tiny --repair" in told
+        assert file.sha256 not in told
+
+
+def hurt(blob: Path, damage: str) -> None:
+    data = blob.read_bytes()
+    blob.unlink()
+    if damage == "folder":
+        blob.mkdir()
+    elif damage != "gone":
+        changed = {"cut": data[:-10], "header": b"\xff" + data[1:], "grown": data + b"x"}
+        blob.write_bytes(changed[damage])
+
+
 def test_repair_from_a_hub(
     qh: Qh, hub: HubStub, layout: StoreLayout, monkeypatch: pytest.MonkeyPatch
 ) -> None:

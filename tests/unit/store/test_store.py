@@ -11,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from qh_runtime.checkpoints.shard_index import INDEX
 from qh_runtime.errors import CheckpointError, ModelNotFoundError
+from qh_runtime.hardware.profile import HardwareProfile
+from qh_runtime.loader import plan_model
+from qh_runtime.options import LoadOptions
 from qh_runtime.store.layout import StoreLayout
 from qh_runtime.store.store import ModelStore
 from tests.support.cli import qh_environment, write_tiny_model
@@ -309,3 +313,23 @@ def test_listing_loads_no_numpy(pulled: ModelStore, tmp_path: Path) -> None:
         check=True,
     )
     assert not set(done.stdout.split()) & {"numpy", "filelock", "huggingface_hub", "psutil"}
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", INDEX])
+def test_files_of_a_stored_model_are_named_as_in_the_model(
+    store_root: Path, profile: HardwareProfile, file: str
+) -> None:
+    """Not by the hashes that their links lead to."""
+    layout = StoreLayout(store_root)
+    sound = write_tiny_model(store_root / "tiny")
+    files = {x.name: x.read_bytes() for x in sound.iterdir()} | {file: b"\xff" * 20}
+    if file == INDEX:
+        files["model-1.safetensors"] = files.pop("model.safetensors")
+    manifest = store_model(layout, "org/model", files)
+    entry = ModelStore(None, [], layout).resolve("org/model")
+    with pytest.raises(CheckpointError) as caught:
+        plan_model(entry, LoadOptions(), profile)
+    assert "org/model: " in str(caught.value)
+    assert file in str(caught.value)
+    assert not any(x.sha256 in str(caught.value) for x in manifest.files)
+    assert Path(caught.value.facts["path"]) == layout.snapshot("org/model") / file
