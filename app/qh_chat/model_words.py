@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DROP_STAGES",
     "card_lines",
+    "card_rows",
     "dropped_text",
     "duration_text",
     "finding_text",
@@ -58,6 +59,16 @@ _LEFT_OVER = {
 
 def card_lines(preflight: Preflight, verb: str) -> list[str]:
     """Return what a person should know before gigabytes move."""
+    rows = card_rows(preflight, verb)
+    return [preflight.name, *(f"  {name:9} {value}" for name, value in rows)]
+
+
+def card_rows(preflight: Preflight, verb: str) -> list[tuple[str, str]]:
+    """Return the same as names and values.
+
+    Args:
+        verb: "fetch" or "copy".
+    """
     listing, plan = preflight.listing, preflight.plan
     rows = [("licence", preflight.license or "not stated")]
     if preflight.gated:
@@ -93,7 +104,7 @@ def card_lines(preflight: Preflight, verb: str) -> list[str]:
         rows.append(("", f"would fit: {' or '.join(plan.alternatives)}"))
     # The sums of what does not fit are above.
     rows += [("note", x) for x in preflight.notes if not x.startswith("does not fit")]
-    return [preflight.name, *(f"  {name:9} {value}" for name, value in rows)]
+    return rows
 
 
 def ready_text(manifest: Manifest, *, up_to_date: bool) -> str:
@@ -167,7 +178,11 @@ def removal_text(removal: Removal) -> str:
         if piece.kind in _PIECES:
             sizes[_PIECES[piece.kind]] += piece.bytes
     parts = ", ".join(f"{gigabytes(size)} {name}" for name, size in sizes.items() if size)
-    return f"{removal.name}: frees {gigabytes(removal.freed_bytes)} ({parts or 'no files'})"
+    text = f"{removal.name}: frees {gigabytes(removal.freed_bytes)} ({parts or 'no files'})"
+    if removal.shared_bytes:
+        others = ", ".join(removal.shared_with)
+        text += f"; {gigabytes(removal.shared_bytes)} stay, which {others} needs too"
+    return text
 
 
 def dropped_text(name: str, pack_format: str | None, freed_bytes: int) -> str:
@@ -182,6 +197,8 @@ def left_over_lines(pruning: Pruning) -> Iterator[str]:
     for piece in pruning.pieces:
         sizes[piece.kind] += piece.bytes
     for kind, size in sizes.items():
-        yield f"{gigabytes(size):>9}  {_LEFT_OVER[kind]}"
+        # Locks and links take nothing that a person would look for.
+        if size:
+            yield f"{gigabytes(size):>9}  {_LEFT_OVER[kind]}"
     for reason in pruning.kept:
         yield f"kept: {reason}"

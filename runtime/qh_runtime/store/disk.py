@@ -117,10 +117,16 @@ class DiskUse:
 
 @dataclass(frozen=True)
 class Removal:
-    """What `remove` takes away."""
+    """What `remove` takes away.
+
+    Attributes:
+        shared_bytes: of the model, what stays. shared_with: names of the models that need it.
+    """
 
     name: str
     pieces: tuple[Piece, ...]
+    shared_bytes: int = 0
+    shared_with: tuple[str, ...] = ()
 
     @property
     def freed_bytes(self) -> int:
@@ -223,10 +229,13 @@ def remove(layout: StoreLayout, packed_dir: Path, name: str, *, dry_run: bool = 
         pieces += [_piece("blob", x) for key in blobs for x in found.blobs.get(key, ())]
         pieces += [_piece("part", x) for key in keys for x in found.parts.get(key, ())]
         users = CacheUsers(layout, found.manifests)
-        pieces += [_piece(x.kind, x.path) for x in derived_in(packed_dir) if users.of(x) == {name}]
+        derived = [(x, users.of(x)) for x in derived_in(packed_dir)]
+        pieces += [_piece(x.kind, x.path) for x, names in derived if names == frozenset({name})]
+        shared, others = _shared(found, name, derived)
+        removal = Removal(name, tuple(pieces), _bytes(shared), tuple(sorted(others)))
         if not dry_run:
             _remove(pieces)
-        return Removal(name, tuple(pieces))
+        return removal
 
 
 def prune(
@@ -365,12 +374,9 @@ def _use(found: _Inventory, name: str, packs: Sequence[tuple[Derived, frozenset[
     manifest = found.manifests[name]
     own = [found.layout.manifest(name)]
     own += [found.snapshots[name]] if name in found.snapshots else []
-    shared: list[Path] = []
     for users, paths in ((found.blob_users, found.blobs), (found.part_users, found.parts)):
-        for key, names in users.items():
-            if name in names:
-                (own if len(names) == 1 else shared).extend(paths.get(key, ()))
-    shared += [x.path for x, names in packs if name in names and len(names) > 1]
+        own += [x for key, names in users.items() if names == {name} for x in paths.get(key, ())]
+    shared, _ = _shared(found, name, packs)
     return ModelUse(
         name=name,
         state="damaged" if manifest is None else manifest.state,
@@ -378,6 +384,24 @@ def _use(found: _Inventory, name: str, packs: Sequence[tuple[Derived, frozenset[
         shared_bytes=_bytes(shared),
         packed_bytes=_bytes(x.path for x, names in packs if names == frozenset({name})),
     )
+
+
+def _shared(
+    found: _Inventory, name: str, packs: Sequence[tuple[Derived, frozenset[str]]]
+) -> tuple[list[Path], set[str]]:
+    """What a model has in common with others, and with which."""
+    paths: list[Path] = []
+    others: set[str] = set()
+    for users, places in ((found.blob_users, found.blobs), (found.part_users, found.parts)):
+        for key, names in users.items():
+            if name in names and len(names) > 1 and key in places:
+                paths += places[key]
+                others |= names
+    for pack, of in packs:
+        if name in of and len(of) > 1:
+            paths.append(pack.path)
+            others |= of
+    return paths, others - {name}
 
 
 def _left_over(

@@ -24,7 +24,7 @@ from typing import Any, Literal
 from qh_runtime.architectures import spec_from_config
 from qh_runtime.architectures.base import DecoderSpec
 from qh_runtime.checkpoints import TensorSource, open_checkpoint, read_config
-from qh_runtime.checkpoints.layouts import layout_for
+from qh_runtime.checkpoints.layouts import Layout, layout_for
 from qh_runtime.errors import IntegrityError, StoreError
 from qh_runtime.packing.pack_check import FoundPack, check_pack, find_packs
 from qh_runtime.store.copying import copy_file
@@ -44,7 +44,7 @@ from qh_runtime.store.part import CHUNK_BYTES, check_space, disk_errors, write_c
 from qh_runtime.store.snapshot import link_snapshot
 from qh_runtime.store.transfer import StopSignal
 
-__all__ = ["DropProgress", "Dropped", "drop_source"]
+__all__ = ["DropProgress", "Dropped", "drop_source", "source_gain"]
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
 _HEAD = "lm_head.weight"
@@ -95,16 +95,8 @@ def drop_source(
     """
     stop = stop or StopSignal()
     report = on_progress or (lambda progress: None)
-    manifest = read_manifest(layout.manifest(name))
-    if manifest.state != "ready" or manifest.dropped:
-        state = "its source is removed already" if manifest.dropped else "it is not complete"
-        raise StoreError(f"model {name}: {state}", hint="qh-chat ls shows its state", name=name)
-    with store_lock(layout):
-        folder = link_snapshot(layout, manifest)
-    config = read_config(folder).model
-    spec, meaning = spec_from_config(config), layout_for(config)
-    source = open_checkpoint(folder)
-    with contextlib.closing(source):
+    manifest = _undropped(layout, name)
+    with _opened(layout, manifest) as (spec, source, meaning):
         packs = list(find_packs(spec, source, meaning, packed_dir))
         pack = _the_pack(name, packs, pack_format)
         kept = _kept_names(spec, source, pack)
@@ -142,6 +134,42 @@ def drop_source(
         pack.path.unlink(missing_ok=True)
     report(DropProgress("keep", 1, 1))
     return Dropped(replaced, pack.format, gain)
+
+
+def source_gain(
+    layout: StoreLayout, packed_dir: Path, name: str, pack_format: str | None = None
+) -> int:
+    """Return what `drop_source` would free, from headers alone.
+
+    Raises:
+        StoreError, CheckpointError: it would refuse.
+    """
+    manifest = _undropped(layout, name)
+    with _opened(layout, manifest) as (spec, source, meaning):
+        pack = _the_pack(name, list(find_packs(spec, source, meaning, packed_dir)), pack_format)
+        return _gain(layout, manifest, source, _kept_names(spec, source, pack), pack)
+
+
+def _undropped(layout: StoreLayout, name: str) -> Manifest:
+    """The manifest of a model whose source is there."""
+    manifest = read_manifest(layout.manifest(name))
+    if manifest.state != "ready" or manifest.dropped:
+        state = "its source is removed already" if manifest.dropped else "it is not complete"
+        raise StoreError(f"model {name}: {state}", hint="qh-chat ls shows its state", name=name)
+    return manifest
+
+
+@contextlib.contextmanager
+def _opened(
+    layout: StoreLayout, manifest: Manifest
+) -> Iterator[tuple[DecoderSpec, TensorSource, Layout]]:
+    with store_lock(layout):
+        folder = link_snapshot(layout, manifest)
+    config = read_config(folder).model
+    spec, meaning = spec_from_config(config), layout_for(config)
+    source = open_checkpoint(folder)
+    with contextlib.closing(source):
+        yield spec, source, meaning
 
 
 def _the_pack(name: str, packs: list[FoundPack], wanted: str | None) -> FoundPack:

@@ -160,7 +160,9 @@ def test_what_is_said_to_be_freed_is_freed(layout: StoreLayout, packed: Path) ->
     for name in ("org/one", "org/half", "org/two", "org/other"):
         before = disk_bytes(layout.root, packed)
         said = next(x for x in disk_use(layout, packed).models if x.name == name).freed_bytes
+        shared = next(x for x in disk_use(layout, packed).models if x.name == name).shared_bytes
         planned = remove(layout, packed, name, dry_run=True)
+        assert (planned.shared_bytes, bool(planned.shared_with)) == (shared, bool(shared))
         assert disk_bytes(layout.root, packed) == before
         removed = remove(layout, packed, name)
         assert planned == removed
@@ -168,6 +170,14 @@ def test_what_is_said_to_be_freed_is_freed(layout: StoreLayout, packed: Path) ->
         with pytest.raises(ModelNotFoundError):
             remove(layout, packed, name)
     assert files_below(layout.root, packed) == set()
+
+
+def test_who_needs_what_stays_is_said(layout: StoreLayout, packed: Path) -> None:
+    fill(layout, packed)
+    assert remove(layout, packed, "org/one", dry_run=True).shared_with == ("org/other", "org/two")
+    assert remove(layout, packed, "org/half", dry_run=True).shared_with == ()
+    remove(layout, packed, "org/two")
+    assert remove(layout, packed, "org/one", dry_run=True).shared_with == ("org/other",)
 
 
 def test_what_another_model_needs_stays(layout: StoreLayout, packed: Path) -> None:

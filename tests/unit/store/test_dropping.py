@@ -19,7 +19,7 @@ from qh_runtime.errors import CheckpointError, IntegrityError, StoreError
 from qh_runtime.packing import PackedModel, load_packed_model
 from qh_runtime.store.disk import disk_use, prune
 from qh_runtime.store.dropped_source import DroppedSource
-from qh_runtime.store.dropping import Dropped, DropProgress, drop_source
+from qh_runtime.store.dropping import Dropped, DropProgress, drop_source, source_gain
 from qh_runtime.store.integrity import Verifier, check
 from qh_runtime.store.layout import StoreLayout
 from qh_runtime.store.manifest import Manifest, read_manifest
@@ -92,7 +92,9 @@ def test_what_is_left_loads_to_the_same_bits(
     folder = layout.snapshot(NAME)
     before = load(folder, packed, pack)
     was = disk_use(layout, packed).total_bytes
+    gain = source_gain(layout, packed, NAME)
     done = drop(layout, packed)
+    assert gain == done.freed_bytes
     assert (done.pack_format, done.manifest.format, done.manifest.dropped) == (pack, pack, True)
     now = disk_use(layout, packed).total_bytes
     # Sizes in bytes against blocks of the disk, the larger of the two by a few of these.
