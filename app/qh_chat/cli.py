@@ -1,8 +1,9 @@
 """The command line: parses, dispatches, and turns every outcome into an exit code.
 
 0 done, 1 a bug (traceback in the log), 2 wrong usage, 3 refused with a reason (`QhError`), 130
-interrupted, 141 the reader of our output went away. Importing this module loads neither NumPy nor
-Textual; each command imports what it needs when it runs.
+stopped by the person (an interrupt, or a no to a question), 141 the reader of our output went away.
+Importing this module loads neither NumPy nor Textual; each command imports what it needs when it
+runs.
 """
 
 from __future__ import annotations

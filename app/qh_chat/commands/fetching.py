@@ -18,9 +18,11 @@ from qh_runtime.store.pull import Confirm, PullEvent
 from qh_runtime.store.transfer import StopSignal
 from qh_runtime.units import gigabytes
 
-__all__ = ["Interrupts", "asks", "confirmation", "question", "run_fetch"]
+__all__ = ["EXIT_DECLINED", "Interrupts", "asks", "confirmation", "question", "run_fetch"]
 
-EXIT_DECLINED = 3
+# As Ctrl-C at the same question: the person stopped it. Nothing was refused, so it is not 3; what
+# was asked for is not done either, so it is not 0, and `qh-chat pull X && ...` does not go on.
+EXIT_DECLINED = 130
 _SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 
 
@@ -71,8 +73,13 @@ class Interrupts:
 Fetch = Callable[[StopSignal, Callable[[PullEvent], None], Confirm], Manifest | None]
 
 
-def run_fetch(output: FetchOutput, fetch: Fetch, confirm: Confirm) -> int:
+def run_fetch(
+    output: FetchOutput, fetch: Fetch, confirm: Confirm, declined: str = "nothing was fetched"
+) -> int:
     """Run a pull or an import to its end, and return the exit code of the command.
+
+    Args:
+        declined: said where the person answers no.
 
     Raises:
         QhError: from the fetch; it was shown where it is JSON.
@@ -107,7 +114,7 @@ def run_fetch(output: FetchOutput, fetch: Fetch, confirm: Confirm) -> int:
         output.stopped()
         return interrupts.exit_code
     output.end()
-    to_stderr("qh-chat: nothing was fetched")
+    to_stderr(f"qh-chat: {declined}")
     return EXIT_DECLINED
 
 

@@ -36,4 +36,4 @@ def run(args: argparse.Namespace, context: Context) -> int:
         path = Path(args.path)
         return context.shelf().copy(path, args.name or "", settings, stop, on_event, ask)
 
-    return run_fetch(output, fetch, confirm)
+    return run_fetch(output, fetch, confirm, "nothing was copied")

@@ -7,7 +7,7 @@ import json
 
 from qh_chat.commands.context import Context
 from qh_chat.commands.fetch_output import ProgressLine, to_stderr
-from qh_chat.commands.fetching import Interrupts, asks, question
+from qh_chat.commands.fetching import EXIT_DECLINED, Interrupts, asks, question
 from qh_chat.commands.output import plain
 from qh_chat.inert import inert
 from qh_chat.model_words import DROP_STAGES, dropped_text, removal_text
@@ -20,7 +20,7 @@ __all__ = ["run"]
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
-    """Remove; exit code 0 once it is gone, 3 if it is not wanted after all."""
+    """Remove; exit code 0 once it is gone."""
     shelf = context.shelf()
     entry = shelf.stored(args.name, context.settings(), "removed")
     if args.source:
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
         _print(planned, "would be removed", as_json=args.json)
         return 0
     if not _agreed(args, f"{removal_text(planned)}\nremove it?"):
-        return 3
+        return EXIT_DECLINED
     _print(shelf.remove(entry.name), "is removed", as_json=args.json)
     return 0
 
@@ -57,7 +57,7 @@ def _drop_source(args: argparse.Namespace, context: Context, name: str) -> int:
     if not _agreed(
         args, f"{name}: its weights go, the packed form stays and stands for them. Go on?"
     ):
-        return 3
+        return EXIT_DECLINED
     line = ProgressLine(context.environment)
 
     def show(progress: DropProgress) -> None:

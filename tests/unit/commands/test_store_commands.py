@@ -90,6 +90,19 @@ def test_import_shows_its_card_and_events(
     assert "--name" in refused.err
 
 
+def test_import_asks_a_person(home: Path, tiny_model: Path) -> None:
+    environment = qh_environment(home, TERM="xterm")
+    program = TerminalProgram(command("import", str(tiny_model)), environment, size=(100, 30))
+    try:
+        program.wait_for("[y/N]")
+        program.send("no\n")
+        assert program.wait() == 130
+        assert "nothing was copied" in program.text
+    finally:
+        program.close()
+    assert not (home / "store" / "manifests").exists()
+
+
 def test_show(qh: Qh, imported: Manifest, tiny_model: Path) -> None:
     text = qh("show", "tiny").out
     for word in ("org/tiny", str(tiny_model), "licence", "model.safetensors", "fits into memory"):
@@ -226,7 +239,7 @@ def test_du_rm_and_prune_free_what_they_say(
 
 def test_rm_asks_a_person(home: Path, imported: Manifest) -> None:
     environment = qh_environment(home, TERM="xterm")
-    for answer, code in (("n", 3), ("y", 0)):
+    for answer, code in (("n", 130), ("y", 0)):
         program = TerminalProgram(command("rm", "tiny"), environment, size=(100, 20))
         try:
             program.wait_for("[y/N]")
