@@ -6,6 +6,7 @@ back, and a line for each that ended.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -35,7 +36,9 @@ class Child:
     def kill(self) -> None:
         """End it as a power cut would; returns when it is gone."""
         if not self.ended.is_set():
-            os.kill(self.pid, signal.SIGKILL)
+            # It may have ended by itself, with the news of it still on the way.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
         assert self.ended.wait(10)
 
     def wait(self) -> int:
