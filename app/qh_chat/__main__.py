@@ -19,6 +19,10 @@ _EXIT_INTERRUPTED = 130
 
 def main() -> int:
     """Run the command line of sys.argv and return its exit code."""
+    # OpenBLAS, which comes with NumPy, starts its threads when it is loaded, and where the system
+    # refuses one it sends this process an interrupt. It computes next to nothing here: the kernels
+    # have their own threads.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # A shell that starts a command in the background has SIGINT ignored: keep that.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)

@@ -22,6 +22,7 @@ from qh_chat.commands.context import Context
 from qh_chat.inert import inert
 from qh_chat.logs import set_up_logging
 from qh_chat.paths import Paths, app_paths
+from qh_chat.thread_limit import thread_refusal
 from qh_kernels.errors import QhError
 
 __all__ = ["build_parser", "main"]
@@ -140,6 +141,13 @@ def _main(argv: Sequence[str] | None, on_loaded: Callable[[], None]) -> int:
     except MemoryError as error:
         log.error("out of memory in %s", args.command, exc_info=error)
         _say(f"qh-chat: {args.command}: the memory of this machine, or of this process, is used up")
+        return EXIT_REFUSED
+    except RuntimeError as error:
+        refusal = thread_refusal(error)
+        if refusal is None:
+            return _bug(error, args.command, paths)
+        log.error("no thread in %s", args.command, exc_info=error)
+        _say(f"qh-chat: {refusal}")
         return EXIT_REFUSED
     except ImportError as error:
         if error.name is None or not error.name.startswith("qh_kernels"):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from qh_chat.thread_limit import thread_refusal
 from qh_runtime.errors import HardwareError
 from qh_runtime.session.events import Done, Engine, Event
 
@@ -61,7 +62,10 @@ class _Worker:
         self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.finished = object()
         self._thread = threading.Thread(target=self._run, name=_THREAD_NAME, daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise thread_refusal(error) or error from None
 
     def stop(self) -> None:
         """Ask for the end: an answer stops within one token, a load at its next progress."""
@@ -92,7 +96,7 @@ class _Worker:
         except MemoryError as error:
             self.events.put(_out_of_memory(error))
         except BaseException as error:  # noqa: BLE001 - handed to the main thread, which raises it
-            self.events.put(error)
+            self.events.put(thread_refusal(error) or error)
         self.events.put(self.finished)
 
     def _progress(self, progress: LoadProgress) -> None:
