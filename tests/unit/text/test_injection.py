@@ -115,7 +115,8 @@ def _controls(folder: Path) -> tuple[str, ...]:
 
 def _template_names() -> list[str]:
     folder = Path(__file__).resolve().parents[4] / "shared" / "tokenizers" / "templates"
-    return sorted(path.stem for path in folder.glob("*.jinja"))
+    # Without the collection one name is left, and the fixture skips with the reason.
+    return sorted(path.stem for path in folder.glob("*.jinja")) or ["none"]
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,8 @@ DIFFERENT_WITH_TOOLS = {"meetkai-functionary-medium-v3.1"}
 
 def _names() -> list[str]:
     folder = Path(__file__).resolve().parents[4] / "shared" / "tokenizers" / "templates"
-    return sorted(path.stem for path in folder.glob("*.jinja"))
+    # Without the collection one name is left, and the fixture skips with the reason.
+    return sorted(path.stem for path in folder.glob("*.jinja")) or ["none"]
 
 
 def _compare(
