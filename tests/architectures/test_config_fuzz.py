@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from qh_runtime.architectures import decoder_shape, spec_from_config
 from qh_runtime.architectures.base import DecoderSpec
 from qh_runtime.errors import QhError
+from tests.support.figures import Record
 from tests.support.tiny_checkpoint import CASES
 
 ROPE_KEYS = ("rope_type", "type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor")
@@ -96,16 +97,25 @@ def _check(config: Any) -> None:
     assert outcome.parameters > 0
 
 
-@given(mangled())
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_mangled_configs(config: dict[str, Any]) -> None:
+_SETTINGS = settings(
+    max_examples=500,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+
+
+@given(config=mangled())
+@_SETTINGS
+def test_mangled_configs(record_property: Record, config: dict[str, Any]) -> None:
+    record_property("cases", 1)
     _check(config)
 
 
 @pytest.mark.slow
-@given(mangled())
-@settings(max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_many_mangled_configs(config: dict[str, Any]) -> None:
+@given(config=mangled())
+@settings(parent=_SETTINGS, max_examples=10_000)
+def test_many_mangled_configs(record_property: Record, config: dict[str, Any]) -> None:
+    record_property("cases", 1)
     _check(config)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from qh_runtime.packing import load_packed_model
 from qh_runtime.store.entry import describe_folder
 from qh_runtime.tokenizers.chat_template import load_chat_template
 from qh_runtime.tokenizers.from_hf import load_tokenizer
+from tests.support.figures import Record
 from tests.support.model_tensors import config, random_tensors, spec_of, write_tensors
 from tests.support.token_files import byte_level_file
 
@@ -108,7 +110,7 @@ def _load(folder: Path) -> None:
     load_chat_template(folder, tokenizer)
 
 
-def _run(folder: Path, count: int, seed: int) -> dict[str, int]:
+def _run(folder: Path, count: int, seed: int, record: Record) -> dict[str, int]:
     """Outcome -> how many of the mutated folders had it."""
     dice = random.Random(seed)
     folder.mkdir()
@@ -131,10 +133,12 @@ def _run(folder: Path, count: int, seed: int) -> dict[str, int]:
             value = copy.deepcopy(sound[name])
             _mutate_json(value, dice)
             (folder / name).write_text(json.dumps(value))
+        begin = time.perf_counter()
         try:
             _load(folder)
             outcome = "loaded"
         except QhError as error:
+            record("reject_s", time.perf_counter() - begin)
             outcome = type(error).__name__
             text = str(error)
             assert text.isprintable(), (number, name, text)
@@ -142,11 +146,12 @@ def _run(folder: Path, count: int, seed: int) -> dict[str, int]:
             assert any(x in text for x in (".json", ".safetensors", "model.", "lm_head")), text
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
         (folder / name).write_bytes(before)
+    record("cases", count)
     return outcomes
 
 
-def test_mutated_folders(tmp_path: Path) -> None:
-    outcomes = _run(tmp_path / "model", 300, seed=20261124)
+def test_mutated_folders(tmp_path: Path, record_property: Record) -> None:
+    outcomes = _run(tmp_path / "model", 300, 20261124, record_property)
     # Neither all harmless nor all fatal, else nothing was tested.
     assert outcomes["loaded"] > 20
     assert outcomes["CheckpointError"] > 50
@@ -155,5 +160,5 @@ def test_mutated_folders(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
-def test_many_mutated_folders(tmp_path: Path, seed: int) -> None:
-    assert _run(tmp_path / "model", 2000, seed)["loaded"] > 100
+def test_many_mutated_folders(tmp_path: Path, seed: int, record_property: Record) -> None:
+    assert _run(tmp_path / "model", 2000, seed, record_property)["loaded"] > 100

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from qh_runtime.checkpoints.safetensors import SafetensorsFile
 from qh_runtime.errors import CheckpointError
+from tests.support.figures import Record
 from tests.support.safetensors_bytes import entry, file_bytes
 
 _HEADER: dict[str, Any] = {
@@ -58,11 +60,14 @@ def opened(path: Path) -> tuple[SafetensorsFile | None, CheckpointError | None]:
         return None, error
 
 
-def check(content: bytes, path: Path) -> None:
+def check(content: bytes, path: Path, record: Record) -> None:
     """Read everything, or be refused in one printable line."""
     path.write_bytes(content)
+    record("cases", 1)
+    begin = time.perf_counter()
     file, refusal = opened(path)
     if file is None:
+        record("reject_s", time.perf_counter() - begin)
         assert refusal is not None
         text = str(refusal)
         assert text.isprintable()
@@ -86,7 +91,7 @@ def check(content: bytes, path: Path) -> None:
 
 @given(st.data())
 @_SETTINGS
-def test_structured_mutations(tmp_path: Path, data: st.DataObject) -> None:
+def test_structured_mutations(tmp_path: Path, record_property: Record, data: st.DataObject) -> None:
     header = copy.deepcopy(_HEADER)
     for _ in range(data.draw(st.integers(1, 3))):
         name = data.draw(st.sampled_from(sorted(header)))
@@ -113,7 +118,7 @@ def test_structured_mutations(tmp_path: Path, data: st.DataObject) -> None:
             )
     # Halves of surrogate pairs reach the file as escapes, as an attacker would write them.
     text = json.dumps(header)
-    check(file_bytes(text, _DATA), tmp_path / "model.safetensors")
+    check(file_bytes(text, _DATA), tmp_path / "model.safetensors", record_property)
 
 
 @given(
@@ -123,29 +128,35 @@ def test_structured_mutations(tmp_path: Path, data: st.DataObject) -> None:
 )
 @_SETTINGS
 def test_byte_mutations(
-    tmp_path: Path, edits: list[tuple[int, int]], cut: int, extra: bytes
+    tmp_path: Path,
+    record_property: Record,
+    edits: list[tuple[int, int]],
+    cut: int,
+    extra: bytes,
 ) -> None:
     content = bytearray(file_bytes(_HEADER, _DATA))
     for place, value in edits:
         content[place % len(content)] = value
     end = len(content) + min(cut + 32, 0)
-    check(bytes(content[:end]) + extra, tmp_path / "model.safetensors")
+    check(bytes(content[:end]) + extra, tmp_path / "model.safetensors", record_property)
 
 
 @given(content=st.binary(max_size=200))
 @_SETTINGS
-def test_arbitrary_bytes(tmp_path: Path, content: bytes) -> None:
-    check(content, tmp_path / "model.safetensors")
+def test_arbitrary_bytes(tmp_path: Path, record_property: Record, content: bytes) -> None:
+    check(content, tmp_path / "model.safetensors", record_property)
 
 
 @pytest.mark.slow
 @given(st.data())
 @settings(parent=_SETTINGS, max_examples=10_000)
-def test_many_structured_mutations(tmp_path: Path, data: st.DataObject) -> None:
-    test_structured_mutations.hypothesis.inner_test(tmp_path, data)  # type: ignore[attr-defined]
+def test_many_structured_mutations(
+    tmp_path: Path, record_property: Record, data: st.DataObject
+) -> None:
+    test_structured_mutations.hypothesis.inner_test(tmp_path, record_property, data)  # type: ignore[attr-defined]
 
 
-def test_the_unchanged_file_is_read(tmp_path: Path) -> None:
+def test_the_unchanged_file_is_read(tmp_path: Path, record_property: Record) -> None:
     path = tmp_path / "model.safetensors"
-    check(file_bytes(_HEADER, _DATA), path)
+    check(file_bytes(_HEADER, _DATA), path, record_property)
     assert len(SafetensorsFile(path).names()) == 4

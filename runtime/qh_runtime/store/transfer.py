@@ -61,7 +61,7 @@ class FetchOptions:
     connections: int = 4
     bytes_per_s: float | None = None
     connect_timeout_s: float = 10.0
-    read_timeout_s: float = 30.0
+    read_timeout_s: float = 25.0
     tries: int = 8
     retry_delay_s: float = 0.5
     max_delay_s: float = 60.0

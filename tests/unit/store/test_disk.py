@@ -23,6 +23,7 @@ from qh_runtime.store.layout import StoreLayout, name_of_slug
 from qh_runtime.store.looks import look_folder
 from qh_runtime.store.manifest import StoredFile, read_manifest, write_manifest
 from tests.support.cli import REPOSITORY, qh_environment
+from tests.support.figures import Record
 from tests.support.model_tensors import config, random_tensors, spec_of, write_checkpoint
 from tests.support.stored_models import folder_files, put_blob, store_model
 
@@ -391,7 +392,7 @@ def test_any_sequence_keeps_every_model_whole(layout: StoreLayout, packed: Path,
     ],
 )
 def test_disturbed_at_any_point_the_rest_works_and_the_next_run_cleans(
-    store_root: Path, how: str, operation: str, most: int
+    store_root: Path, how: str, operation: str, most: int, record_property: Record
 ) -> None:
     words = (how, operation, str(most), str(store_root))
     done = subprocess.run(
@@ -404,6 +405,7 @@ def test_disturbed_at_any_point_the_rest_works_and_the_next_run_cleans(
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    record_property("cases", int(done.stdout))
     assert int(done.stdout) >= 10
 
 

@@ -20,6 +20,7 @@ from qh_runtime.store.download import fetch_file
 from qh_runtime.store.layout import StoreLayout
 from qh_runtime.store.part import CHUNK_BYTES
 from qh_runtime.store.transfer import FetchOptions, StopSignal, TransferProgress
+from tests.support.figures import Record
 from tests.support.payload_server import PayloadServer
 
 SIZE = 6 * CHUNK_BYTES + 3
@@ -135,12 +136,14 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["pwrite", "fsync", "rename", "ftruncate", "sync"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_every_call_to_the_disk_may_fail(tmp_path: Path, name: str, code: int) -> None:
+def test_every_call_to_the_disk_may_fail(
+    store_root: Path, name: str, code: int, record_property: Record
+) -> None:
     """The n-th one fails, for all n; then the next run succeeds, and nothing is left over."""
     failed = 0
     with PayloadServer({"file": SHORT}) as server:
         for nth in range(1, 100):
-            layout = StoreLayout(tmp_path / str(nth))
+            layout = StoreLayout(store_root / str(nth))
             with pytest.MonkeyPatch.context() as monkeypatch:
                 calls = fail_nth(monkeypatch, name, nth, code)
                 try:
@@ -155,6 +158,7 @@ def test_every_call_to_the_disk_may_fail(tmp_path: Path, name: str, code: int) -
             assert len(list(layout.blobs.iterdir())) == 2
             if len(calls) < nth:
                 break
+    record_property("cases", failed)
     assert failed >= 1, "no call was made to fail"
 
 

@@ -19,7 +19,8 @@ import pytest
 from qh_runtime.errors import DownloadError, IntegrityError, StoreError
 from qh_runtime.store.download import fetch_file
 from qh_runtime.store.layout import StoreLayout
-from qh_runtime.store.transfer import FetchOptions, StopSignal
+from qh_runtime.store.transfer import FetchOptions, StopSignal, TransferProgress
+from tests.support.figures import Record
 from tests.support.payload_server import Fault, PayloadServer, Request
 
 MIB = 1 << 20
@@ -151,7 +152,7 @@ def content_of(size: int) -> tuple[bytes, str]:
     return content, hashlib.sha256(content).hexdigest()
 
 
-def run(folder: Path, case: Case, size: int) -> None:
+def run(folder: Path, case: Case, size: int, record: Record) -> None:
     content, sha256 = content_of(size)
     layout = StoreLayout(folder)
     with PayloadServer({"file": content}, case.plan()) as server:
@@ -170,23 +171,50 @@ def run(folder: Path, case: Case, size: int) -> None:
             server.plan = lambda number, request: None
             assert fetch_file(layout, file, OPTIONS, None, StopSignal()) == sha256
             assert server.sent_bytes <= size + sent_before
+        if case.error is None and case.ratio == 1.1:
+            record("sent_ratio", server.sent_bytes / size)
         # Bytes in a chunk that a drop of at most 100 bytes leaves are few, whatever the size.
         assert case.error or server.sent_bytes <= case.ratio * size + MIB * (case.ratio > 1.1)
-    assert layout.blob(sha256).read_bytes() == content
+    bad_files = layout.blob(sha256).read_bytes() != content
+    record("bad_files", int(bad_files))
+    assert not bad_files
     left = [x for x in layout.root.rglob("*") if x.is_file() and x.parent != layout.blobs]
+    record("orphan_bytes", sum(x.stat().st_size for x in left))
     assert [x.name for x in left if x.stat().st_size] == []
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_right_bytes_or_a_clear_error(tmp_path: Path, name: str) -> None:
-    run(tmp_path, CASES[name], SIZES["quick"])
+def test_right_bytes_or_a_clear_error(tmp_path: Path, name: str, record_property: Record) -> None:
+    run(tmp_path, CASES[name], SIZES["quick"], record_property)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["small", "chunks", "large"])
 @pytest.mark.parametrize("name", CASES)
-def test_right_bytes_or_a_clear_error_for_every_size(tmp_path: Path, name: str, size: str) -> None:
-    run(tmp_path, CASES[name], SIZES[size])
+def test_right_bytes_or_a_clear_error_for_every_size(
+    tmp_path: Path, name: str, size: str, record_property: Record
+) -> None:
+    run(tmp_path, CASES[name], SIZES[size], record_property)
+
+
+@pytest.mark.slow
+def test_a_stall_is_noticed_in_time_as_shipped(tmp_path: Path, record_property: Record) -> None:
+    content, sha256 = content_of(SIZES["quick"])
+    noticed: list[float] = []
+    stop = StopSignal()
+
+    def watch(progress: TransferProgress) -> None:
+        if progress.state == "retry":
+            noticed.append(time.monotonic())
+            stop.stop()
+
+    fault = Fault(stall_after=MIB, stall_s=120)
+    with PayloadServer({"file": content}, lambda number, request: fault) as server:
+        begin = time.monotonic()
+        file = server.remote_file("file", sha256=sha256)
+        assert fetch_file(StoreLayout(tmp_path), file, FetchOptions(), watch, stop) is None
+    record_property("stall_noticed_s", noticed[0] - begin)
+    assert noticed[0] - begin <= 30
 
 
 class TestOtherBytes:

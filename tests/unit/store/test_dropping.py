@@ -26,6 +26,7 @@ from qh_runtime.store.manifest import Manifest, read_manifest
 from qh_runtime.store.source import open_source
 from qh_runtime.store.transfer import StopSignal
 from tests.support.cli import REPOSITORY, qh_environment, write_tiny_model
+from tests.support.figures import Record
 from tests.support.model_tensors import config, random_tensors, write_checkpoint
 from tests.support.stored_models import folder_files, store_model
 
@@ -272,7 +273,7 @@ def test_records_that_break_a_rule(
     ],
 )
 def test_disturbed_at_any_point_it_loads_before_and_after(
-    store_root: Path, how: str, most: int
+    store_root: Path, how: str, most: int, record_property: Record
 ) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.dropping_kills", how, str(most), str(store_root)],
@@ -284,4 +285,5 @@ def test_disturbed_at_any_point_it_loads_before_and_after(
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    record_property("cases", int(done.stdout))
     assert int(done.stdout) >= 10

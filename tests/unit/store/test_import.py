@@ -29,6 +29,7 @@ from qh_runtime.store.pull import Checked, Finished, PullEvent, Transfer
 from qh_runtime.store.store import ModelStore
 from qh_runtime.store.transfer import StopSignal
 from tests.support.cli import REPOSITORY, qh_environment, write_tiny_model
+from tests.support.figures import Record
 from tests.support.hub_stub import HubStub
 from tests.unit.store.hostile_names import NAMES
 
@@ -471,7 +472,7 @@ def test_a_cache_may_link_into_its_own_blobs_alone(
     ],
 )
 def test_disturbed_at_any_point_it_goes_on(
-    folder: Path, store_root: Path, how: str, most: int
+    folder: Path, store_root: Path, how: str, most: int, record_property: Record
 ) -> None:
     words = (how, str(most), str(store_root), str(folder))
     done = subprocess.run(
@@ -484,4 +485,5 @@ def test_disturbed_at_any_point_it_goes_on(
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    record_property("cases", int(done.stdout))
     assert int(done.stdout) >= 10

@@ -18,6 +18,7 @@ from qh_runtime.errors import StoreError
 from qh_runtime.store import part as part_module
 from qh_runtime.store.layout import StoreLayout
 from qh_runtime.store.part import CHUNK_BYTES, Part, check_space, chunk_checks
+from tests.support.figures import Record
 
 SIZE = 3 * CHUNK_BYTES + 1234
 CONTENT = random.Random(7).randbytes(SIZE)
@@ -303,7 +304,9 @@ def facts_of_failure(layout: StoreLayout) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_the_store_survives_every_failing_call(layout: StoreLayout, code: int) -> None:
+def test_the_store_survives_every_failing_call(
+    layout: StoreLayout, code: int, record_property: Record
+) -> None:
     """The n-th write, sync, rename fails, for all n: a clear error, then the next run succeeds."""
     for nth in range(1, 100):
         with pytest.MonkeyPatch.context() as monkeypatch:
@@ -323,6 +326,7 @@ def test_the_store_survives_every_failing_call(layout: StoreLayout, code: int) -
             blob.unlink()
     else:
         pytest.fail("the transfer has no end")
+    record_property("cases", nth - 1)
     assert nth > 20, "fewer calls than a transfer makes: the fault was not injected"
 
 

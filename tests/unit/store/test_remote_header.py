@@ -19,6 +19,7 @@ from qh_runtime.store import remote_header
 from qh_runtime.store.artifacts import ArtifactFile
 from qh_runtime.store.remote_header import RemoteTensors
 from qh_runtime.store.transfer import RemoteFile
+from tests.support.figures import Record
 from tests.support.safetensors_bytes import HOSTILE, VALID, entry, file_bytes
 from tests.unit.checkpoints.test_folder import FIRST, HOSTILE_MAPS, SECOND, shard
 from tests.unit.store.published_models import INDEX, dense, index_of, sharded, ternary
@@ -204,7 +205,9 @@ COUNTS = [300, pytest.param(10_000, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_mutated_headers_have_the_outcome_of_the_same_file_here(count: int, tmp_path: Path) -> None:
+def test_mutated_headers_have_the_outcome_of_the_same_file_here(
+    count: int, tmp_path: Path, record_property: Record
+) -> None:
     dice = random.Random(20261124)
     sound = weights_of(ternary())["model.safetensors"]
     path = tmp_path / "model.safetensors"
@@ -215,6 +218,7 @@ def test_mutated_headers_have_the_outcome_of_the_same_file_here(count: int, tmp_
         here = outcome(lambda: SafetensorsFile(path))
         assert outcome(lambda x=content: one(x)) == here  # type: ignore[misc]
         refused += "Error" in here
+    record_property("cases", count)
     assert refused > count / 2
 
 
@@ -235,7 +239,7 @@ def test_hostile_indexes_are_refused(kind: str) -> None:
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_mutated_indexes_are_refused_or_right(count: int) -> None:
+def test_mutated_indexes_are_refused_or_right(count: int, record_property: Record) -> None:
     dice = random.Random(7)
     far = Far({FIRST: shard("a", "b"), SECOND: shard("c")})
     text = index_of({FIRST: ["a", "b"], SECOND: ["c"]})
@@ -250,6 +254,7 @@ def test_mutated_indexes_are_refused_or_right(count: int) -> None:
             refused += str(error).isprintable()
         else:
             right += source.names() == ("a", "b", "c")
+    record_property("cases", count)
     assert refused + right == count
     assert refused > count / 2
 

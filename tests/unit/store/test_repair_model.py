@@ -18,6 +18,7 @@ from qh_runtime.store.manifest import Manifest, StoredFile, write_manifest
 from qh_runtime.store.part import CHUNK_BYTES
 from qh_runtime.store.repair_model import repair_model
 from qh_runtime.store.transfer import FetchOptions, StopSignal, TransferProgress
+from tests.support.figures import Record
 from tests.support.hub_stub import HubStub
 from tests.support.stored_models import store_model
 
@@ -183,7 +184,9 @@ def test_found_and_repaired_with_the_bad_bytes_alone(
 
 
 @pytest.mark.slow
-def test_two_hundred_drawn_at_random(layout: StoreLayout, manifest: Manifest, hub: HubStub) -> None:
+def test_two_hundred_drawn_at_random(
+    layout: StoreLayout, manifest: Manifest, hub: HubStub, record_property: Record
+) -> None:
     rng = random.Random(20261123)
     paths = {x: layout.blob(file_of(manifest, x).sha256) for x in FILES}
     for _ in range(200):
@@ -201,6 +204,7 @@ def test_two_hundred_drawn_at_random(layout: StoreLayout, manifest: Manifest, hu
         assert repair_model(layout, manifest, findings, FAST) is not None
         assert verified(layout, manifest) == ()
         assert served_bytes(hub) == sum(x.bad_bytes for x in findings)
+    record_property("cases", 200)
 
 
 def test_many_at_once(layout: StoreLayout, manifest: Manifest, hub: HubStub) -> None:

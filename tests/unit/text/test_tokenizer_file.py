@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qh_runtime.errors import TokenizerError
 from qh_runtime.tokenizers import tokenizer_file
 from qh_runtime.tokenizers.chat_tokenizer import MAX_TEXT_BYTES, convert_panic
 from qh_runtime.tokenizers.from_hf import load_tokenizer
+from tests.support.figures import Record
 from tests.support.token_files import byte_level_file, metaspace_file, write_tokenizer
 
 Change = Callable[[dict[str, Any]], object]
@@ -351,11 +352,7 @@ def test_lone_surrogates_are_read_as_replacement(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer.encode_text("a\ud800b\udfff")) == "a\ufffdb\ufffd"
 
 
-@settings(max_examples=200, deadline=None)
-@given(data=st.data())
-def test_mutated_file_loads_or_is_refused(
-    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def mutate_and_load(data: st.DataObject, folder: Path) -> None:
     """Any value anywhere replaced by any other: a tokenizer that works, or a TokenizerError."""
     source = copy.deepcopy(data.draw(st.sampled_from([byte_level_file(), metaspace_file()])))
     node: Any = source
@@ -370,12 +367,37 @@ def test_mutated_file_loads_or_is_refused(
         st.none() | st.booleans() | st.integers(-2, 1 << 33) | st.text(max_size=4)
         | st.lists(st.integers(0, 3), max_size=2) | st.just({}) | st.floats(allow_nan=False)
     )  # fmt: skip
-    folder = write_tokenizer(tmp_path_factory.mktemp("mutated"), source)
     try:
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(write_tokenizer(folder, source))
     except TokenizerError:
         return
     tokenizer.decode(tokenizer.encode_text("hello world <s>"))
+
+
+_MUTATIONS = settings(
+    max_examples=200,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@_MUTATIONS
+@given(data=st.data())
+def test_mutated_file_loads_or_is_refused(
+    tmp_path: Path, record_property: Record, data: st.DataObject
+) -> None:
+    record_property("cases", 1)
+    mutate_and_load(data, tmp_path)
+
+
+@pytest.mark.slow
+@settings(parent=_MUTATIONS, max_examples=10_000)
+@given(data=st.data())
+def test_many_mutated_files_load_or_are_refused(
+    tmp_path: Path, record_property: Record, data: st.DataObject
+) -> None:
+    record_property("cases", 1)
+    mutate_and_load(data, tmp_path)
 
 
 def test_a_long_text_leaves_other_threads_running(tmp_path: Path) -> None:
