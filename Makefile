@@ -1,6 +1,7 @@
 # make chat       set up .venv, build, and start chatting with the built-in model
 # make test       set up .venv-dev and run every check of the default tier
 # make test-full  the same plus sanitizers and the long tiers
+# make reliability  every attack on files, downloads and the store, as a table
 # make bench      speed of the built-in model and of two well-known shapes on this machine
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ DEV := .venv-dev
 SOURCES := pyproject.toml $(shell find app runtime kernels assets -type f \
 	-not -path '*/__pycache__/*' -not -name '*.so' 2>/dev/null)
 
-.PHONY: chat test test-full bench format clean
+.PHONY: chat test test-full reliability bench format clean
 
 chat: $(VENV)/.installed
 	@$(VENV)/bin/qh-chat
@@ -21,6 +22,9 @@ test: $(DEV)/.installed
 
 test-full: $(DEV)/.installed
 	@$(DEV)/bin/python tests/run.py --full
+
+reliability: $(DEV)/.installed
+	@$(DEV)/bin/python tests/reliability.py
 
 format: $(DEV)/.installed
 	@$(DEV)/bin/ruff check --fix app runtime kernels tests

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ _LARGE = (".safetensors", ".bin", ".gguf", ".pt", ".pkl", ".onnx", ".h5", ".ckpt
 _API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>[^/]+))?")
 _TREE = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)")
 _FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+_BLOCK = 64 << 10
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 Files = Mapping[str, bytes]
@@ -111,6 +113,9 @@ class HubStub:
         self.failures: list[int] = []
         # Sent with every answer.
         self.headers: dict[str, str] = {}
+        # Bytes of large files that were given to the system for those who asked.
+        self.content_bytes = 0
+        self.counting = threading.Lock()
         self._hub = _server(self, "hub")
         self._content = _server(self, "content")
 
@@ -147,6 +152,7 @@ class HubStub:
     def reset(self) -> None:
         """Forget repositories, requests and faults."""
         self.repos, self.asked, self.failures, self.headers = {}, [], [], {}
+        self.content_bytes = 0
 
     def start(self) -> None:
         """Serve, each server in a thread of its own."""
@@ -307,7 +313,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             try:
-                self.wfile.write(body)
+                self._write(body)
             except OSError:
                 # Whoever asked has gone.
                 self.close_connection = True
+
+    def _write(self, body: bytes) -> None:
+        if self.server_kind != "content":
+            self.wfile.write(body)
+            return
+        # Small buffers: what is counted is not far from what arrives.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BLOCK)
+        for begin in range(0, len(body), _BLOCK):
+            self.wfile.write(body[begin : begin + _BLOCK])
+            with self.hub.counting:
+                self.hub.content_bytes += len(body[begin : begin + _BLOCK])

@@ -17,6 +17,7 @@ from qh_runtime.store.integrity import Verifier
 from qh_runtime.store.layout import StoreLayout
 from qh_runtime.store.manifest import read_manifest
 from tests.support.cli import command, qh_environment, write_tiny_model
+from tests.support.figures import Record
 from tests.support.hub_stub import HubStub
 from tests.unit.store.published_models import ternary
 
@@ -114,8 +115,14 @@ def test_a_model_that_is_removed_while_it_answers_answers_to_the_end(
     assert not list(layout.blobs.iterdir())
 
 
+@pytest.mark.parametrize("loads", [5, pytest.param(100, marks=pytest.mark.slow)])
 def test_loads_and_prunes_at_once(
-    home: Path, layout: StoreLayout, tmp_path: Path, qh: Callable[..., Any]
+    home: Path,
+    layout: StoreLayout,
+    tmp_path: Path,
+    qh: Callable[..., Any],
+    loads: int,
+    record_property: Record,
 ) -> None:
     model = write_tiny_model(tmp_path / "model")
     assert qh("import", str(model), "--name", NAME).code == 0
@@ -133,10 +140,11 @@ def test_loads_and_prunes_at_once(
     thread.start()
     try:
         words = ("run", "-m", NAME, "--raw", "--temp", "0", "--max-tokens", "3", "a")
-        answers = {qh(*words).out for _ in range(5)}
+        answers = {qh(*words).out for _ in range(loads)}
     finally:
         stop.set()
         thread.join()
+    record_property("cases", loads)
     assert failures == []
     assert len(answers) == 1
     assert answers != {""}
