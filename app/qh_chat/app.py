@@ -23,10 +23,12 @@ from textual.screen import Screen
 
 from qh_chat.actions import Place, action_ids, bindings_for
 from qh_chat.clipboard import copy_text
+from qh_chat.downloads import Downloads
 from qh_chat.engine import EngineThread, ModelChoice, ModelSource
 from qh_chat.history.store import HistoryStore
 from qh_chat.inert import inert
-from qh_chat.messages import EngineFailed, LoadCancelled, ModelLoading, ModelReady
+from qh_chat.jobs import Job
+from qh_chat.messages import EngineFailed, JobChanged, LoadCancelled, ModelLoading, ModelReady
 from qh_chat.palette import ActionProvider
 from qh_chat.places import Places
 from qh_chat.screens.chat import ChatScreen
@@ -35,9 +37,11 @@ from qh_chat.screens.models import ModelsScreen
 from qh_chat.screens.settings import SettingsScreen
 from qh_chat.settings import Settings, SettingsError, Value
 from qh_chat.settings_file import save_values
+from qh_chat.shelf import Shelf
 from qh_chat.terminal_keys import teach_alt_enter
 from qh_chat.themes import DARK, LIGHT
 from qh_chat.widgets.composer import Composer
+from qh_chat.widgets.job_lines import jobs_text
 from qh_chat.widgets.status_bar import StatusBar
 from qh_chat.widgets.transcript import Transcript
 from qh_runtime.errors import QhError
@@ -56,7 +60,7 @@ class QhChatApp(App[int]):
 
     Args:
         settings: as they apply now. places: the files it uses.
-        models: where models come from.
+        models: where models come from. shelf: the store that they are pulled into.
         model: loaded at the start; None takes the settings' or the source's default.
         clock: seconds since 1970.
         measure_memory: show the memory of the process; off where screens are compared.
@@ -79,6 +83,7 @@ class QhChatApp(App[int]):
         settings: Settings,
         places: Places,
         models: ModelSource,
+        shelf: Shelf,
         *,
         model: str | None = None,
         clock: Callable[[], float] = time.time,
@@ -89,6 +94,7 @@ class QhChatApp(App[int]):
         self.settings = settings
         self.places = places
         self.models = models
+        self.shelf = shelf
         self.clock = clock
         self.history = HistoryStore(places.history, clock)
         self.engine_info: EngineInfo | None = None
@@ -96,6 +102,8 @@ class QhChatApp(App[int]):
         self.loading: ModelLoading | None = None
         self.load_failures: dict[str, str] = {}
         """Why models were not loaded, by the name that was asked for."""
+        self.ended_jobs: dict[str, Job] = {}
+        """How the last job of a model ended, by its name."""
         self._start_model = model
         self._chosen_model: str | None = None
         self._measure_memory = measure_memory
@@ -103,6 +111,7 @@ class QhChatApp(App[int]):
         self._interrupted_at = -10.0
         self.chat = ChatScreen()
         self.engine = EngineThread(models, self._from_engine)
+        self.downloads = Downloads(shelf, self.post_message)
         # ctrl+q belongs to the terminal's flow control; f10 and ctrl+c twice leave.
         self._bindings.key_to_bindings.pop("ctrl+q", None)
 
@@ -295,6 +304,50 @@ class QhChatApp(App[int]):
         if isinstance(self.screen, ModelsScreen):
             self.screen.show_failure(name)
 
+    # Long work on stored models
+
+    @property
+    def _picker(self) -> ModelsScreen | None:
+        return next((x for x in self.screen_stack if isinstance(x, ModelsScreen)), None)
+
+    @on(JobChanged)
+    def _job_changed(self, event: JobChanged) -> None:
+        job, picker = event.job, self._picker
+        self._status(jobs=jobs_text(self.downloads.jobs))
+        if job.ended:
+            self.ended_jobs[job.name] = job
+        else:
+            self.ended_jobs.pop(job.name, None)
+        if picker is not None:
+            picker.show_job(job, job.ended)
+        else:
+            self._tell(job)
+
+    def _tell(self, job: Job) -> None:
+        """Say to somebody who is in a chat what became of a job."""
+        if job.state == "asking":
+            self.notify(inert(f"f3 shows what fetching {job.name} means."), markup=False)
+        elif job.state == "done":
+            then = "; f3 loads it" if job.fetches else ""
+            self.notify(inert(f"{job.text}{then}"), markup=False, timeout=10)
+        elif job.state == "damaged":
+            text = f"{job.name} is damaged; f3, then v, offers to repair it."
+            self.notify(inert(text), severity="error", markup=False, timeout=20)
+        elif job.state == "failed":
+            hint = f" → {job.hint}" if job.hint else ""
+            text = f"{job.name}: {job.text}{hint}"
+            self.notify(inert(text), severity="error", markup=False, timeout=20)
+
+    def forget_model(self, name: str) -> None:
+        """A model was removed: the next start does not ask for it."""
+        self.load_failures.pop(name, None)
+        self.ended_jobs.pop(name, None)
+        if self.settings.models.model == name:
+            try:
+                self.change_setting("models.model", None)
+            except SettingsError as error:
+                self.notify(inert(str(error)), severity="warning", markup=False)
+
     # Settings and status
 
     def change_setting(self, key: str, value: Value) -> None:
@@ -424,6 +477,8 @@ class QhChatApp(App[int]):
             return
         self._ended = True
         self.chat.put_away()
+        if not self.downloads.close():
+            log.warning("a fetch did not end in time; what arrived is kept")
         if not self.engine.close():
             log.warning("the engine did not end in time")
         self.history.close()

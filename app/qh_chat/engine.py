@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from textual.message import Message
 
@@ -65,6 +65,8 @@ class ModelChoice:
         name: what `load` takes. where: "built in", or its folder.
         format: how the weights are stored, "" when the store cannot tell without reading them.
         file_bytes: size on disk. problem: why it cannot be loaded, when that is known.
+        goes_on: of a model that is not all here, how it goes on; "" for all others.
+        done_bytes: what is here of such a model.
     """
 
     name: str
@@ -73,6 +75,8 @@ class ModelChoice:
     format: str
     file_bytes: int
     problem: str | None = None
+    goes_on: Literal["", "pull", "import"] = ""
+    done_bytes: int = 0
 
 
 class ModelSource(Protocol):

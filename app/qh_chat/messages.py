@@ -6,11 +6,14 @@ late one can never land in another conversation.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from textual.message import Message
 
 from qh_runtime.session.events import EngineInfo, GenerationStats, StopReason
+
+if TYPE_CHECKING:
+    from qh_chat.jobs import Job
 
 __all__ = [
     "AnswerDone",
@@ -25,6 +28,7 @@ __all__ = [
     "DraftChanged",
     "EditLastAsked",
     "EngineFailed",
+    "JobChanged",
     "LoadCancelled",
     "MessageWanted",
     "ModelLoading",
@@ -91,6 +95,14 @@ class EngineFailed(Message):
         self.hint = hint
         self.answer_id = answer_id
         self.bug = bug
+
+
+class JobChanged(Message):
+    """Long work on a stored model began, went on or ended."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self.job = job
 
 
 class AnswerPrompt(Message):

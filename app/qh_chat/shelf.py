@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from qh_chat.loading import Models
 from qh_chat.offline import require_network
-from qh_runtime.errors import IntegrityError, StoreError
+from qh_runtime.errors import IntegrityError, QhError, StoreError
 
 if TYPE_CHECKING:
     from qh_chat.paths import Paths
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from qh_runtime.store.transfer import FetchOptions, OnTransfer, StopSignal
 
 __all__ = ["Shelf", "stored_manifest"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,16 @@ class Shelf:
             stop=stop,
         )
 
+    def name_of_folder(self, path: Path) -> str:
+        """Return the name that an imported folder gets by itself; "" where it cannot have one.
+
+        Raises:
+            StoreError: there is no model, or more than one. Facts: path.
+        """
+        from qh_runtime.store.import_place import find_place
+
+        return find_place(path).name
+
     def copy(
         self,
         path: Path,
@@ -217,6 +230,16 @@ class Shelf:
         from qh_runtime.store.dropping import drop_source
 
         return drop_source(self.layout, self.paths.packed_dir, name, pack, on_progress, stop)
+
+    def source_gain(self, name: str, settings: Settings) -> int | None:
+        """Return what `drop_source` would free; None where it would refuse."""
+        from qh_runtime.store.dropping import source_gain
+
+        try:
+            return source_gain(self.layout, self.paths.packed_dir, name, settings.models.pack)
+        except QhError as error:
+            log.info("%s keeps its source: %s", name, error)
+            return None
 
     def use(self, settings: Settings) -> DiskUse:
         """Return what every model takes on the disk."""

@@ -25,6 +25,7 @@ from qh_chat.commands.chat import StoreModels
 from qh_chat.loading import Models
 from qh_chat.paths import app_paths
 from qh_chat.settings import Settings
+from qh_chat.shelf import Shelf
 
 HERE = Path(__file__).resolve().parent
 SIZE = (100, 30)
@@ -76,7 +77,8 @@ async def drive(seed: int) -> str:
         paths = app_paths({"QH_HOME": home})
         settings = Settings().with_value("look.blink", False)
         settings = settings.with_value("sampling.seed", seed)
-        app = QhChatApp(settings, paths.places, StoreModels(Models(paths)), measure_memory=False)
+        models, shelf = StoreModels(Models(paths)), Shelf(paths, {})
+        app = QhChatApp(settings, paths.places, models, shelf, measure_memory=False)
         async with app.run_test(size=SIZE) as pilot:
             return await scene(app, pilot)
 

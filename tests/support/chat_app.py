@@ -21,6 +21,7 @@ from qh_chat.loading import Models
 from qh_chat.paths import app_paths
 from qh_chat.places import Places
 from qh_chat.settings import Settings
+from qh_chat.shelf import Shelf
 from qh_chat.widgets.message import MessageView, Numbers
 from qh_chat.widgets.status_bar import Facts, StatusBar
 from qh_runtime.session.events import GenerationStats
@@ -151,13 +152,14 @@ async def chat_app(
     size: tuple[int, int] = (80, 24),
     clock: Callable[[], float] = lambda: NOW,
     model: str | None = None,
+    shelf: Shelf | None = None,
 ) -> AsyncIterator[ChatPilot]:
     """The app, with its model loaded.
 
     Args:
         folder: where it keeps its files. scripts: answers of the model, in order.
         models: another source of models. settings: default settings otherwise.
-        model: loaded at the start, as by -m.
+        model: loaded at the start, as by -m. shelf: the store; an empty one otherwise.
     """
     engine = FakeEngine(scripts or (Script("Hello there."),), fixed_stats=FIXED_STATS)
     settings = (settings or Settings()).with_value("look.blink", False)
@@ -165,6 +167,7 @@ async def chat_app(
         settings,
         Places.below(folder, folder, folder),
         models or FakeModels({"built-in": engine}),
+        shelf or Shelf(app_paths({"QH_HOME": str(folder)}), {}),
         model=model,
         clock=clock,
         measure_memory=False,

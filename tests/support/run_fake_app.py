@@ -8,8 +8,10 @@ from pathlib import Path
 
 from qh_chat.app import QhChatApp
 from qh_chat.engine import LoadStep
+from qh_chat.paths import app_paths
 from qh_chat.places import Places
 from qh_chat.settings import load_settings
+from qh_chat.shelf import Shelf
 from qh_runtime.errors import ModelNotFoundError
 from tests.support.fake_engine import FakeEngine, FakeModels, Script
 from tests.support.sample_text import CHISEL, TABLE, THINKING
@@ -28,7 +30,8 @@ def main() -> None:
         steps=[LoadStep("reading weights", n, 20) for n in range(21)],
         step_s=0.1,
     )
-    app = QhChatApp(load_settings(places.settings, {}), places, models)
+    shelf = Shelf(app_paths({"QH_HOME": str(folder)}), {})
+    app = QhChatApp(load_settings(places.settings, {}), places, models, shelf)
     sys.exit(app.run())
 
 

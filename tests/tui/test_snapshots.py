@@ -10,12 +10,18 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from textual.widgets import DataTable
+from textual.widgets import DataTable, Static
 
+from qh_chat.engine import ModelChoice
+from qh_chat.jobs import Job
+from qh_chat.screens.dialogs import Choice, ChoiceDialog
+from qh_chat.screens.disk import DiskScreen
 from qh_chat.settings import Settings
+from qh_chat.widgets.job_lines import JobLines
 from qh_chat.widgets.status_bar import StatusBar
 from qh_runtime.errors import DoesNotFitError
 from qh_runtime.session.events import ContextTrimmed
+from qh_runtime.store.disk import DiskUse, ModelUse
 from tests.support.chat_app import FIXED_STATS, ChatPilot, chat_app
 from tests.support.fake_engine import FakeEngine, FakeModels, Script
 from tests.support.sample_text import CHISEL, HOSTILE, TABLE, THINKING
@@ -139,6 +145,70 @@ async def test_models(tmp_path: Path) -> None:
         await chat.press("down", "enter")
         await chat.until(lambda: "large" in chat.app.load_failures)
         await check_picture(chat, "models", large=True)
+
+
+async def test_models_being_fetched(tmp_path: Path) -> None:
+    """What moves, what waits for a server, what waits for its turn: numbers of no real run."""
+    jobs = (
+        Job("org/next", "pull", "waiting", 3, "waits for microsoft/bitnet-b1.58-2B-4T", "",
+            9_154, 1_250_000_000),
+        Job("microsoft/bitnet-b1.58-2B-4T", "pull", "moving", 1, "", "",
+            500_000_000, 1_180_000_000, 12_300_000, 55.3),
+        Job("org/looked-at", "pull", "looking", 2, "looks at config.json"),
+        Job("org/later", "pull", "asking", 4, "", "", 0, 3_000_000_000),
+    )  # fmt: skip
+    models = FakeModels({"built-in": FakeEngine([Script("x")], fixed_stats=FIXED_STATS)})
+    models.choices = [
+        *models.list(),
+        ModelChoice("org/half", "/store/snapshots/org--half", "llama", "bf16", 3_000_000_000,
+                    "incomplete", "pull", 1_260_000_000),
+    ]  # fmt: skip
+    async with chat_app(tmp_path, models=models) as chat:
+        await chat.ready()
+        await models_screen(chat)
+        await chat.press("down")
+        chat.app.screen.query_one(JobLines).jobs = jobs
+        await check_picture(chat, "models-fetching", large=True)
+        retry = Job("org/next", "pull", "moving", 3, "again: hub.example: status 503", "",
+                    500_000_000, 1_250_000_000)  # fmt: skip
+        chat.app.screen.query_one(JobLines).jobs = (retry,)
+        await chat.pilot.resize_terminal(80, 24)
+        await check_picture(chat, "models-retry")
+
+
+async def test_card(tmp_path: Path) -> None:
+    rows = (
+        ("licence", "mit"),
+        ("commit", "0123456789ab"),
+        ("model", "bitnet, 2,413 million weights, ternary"),
+        ("to fetch", "1.18 GB"),
+        ("memory", "DOES NOT FIT: needs 9.80 GB of 4.10 GB with 131,072 tokens of context"),
+        ("", "would fit: context 4096 (f6)"),
+        ("note", HOSTILE.splitlines()[0]),
+    )
+    choices = (Choice("yes", "fetch 1.18 GB all the same", "f"), Choice("no", "not now", "esc"))
+    async with chat_app(tmp_path) as chat:
+        text = "It does not fit into the memory of this machine now."
+        chat.app.push_screen(ChoiceDialog("org/\x1b[2Jmodel", text, choices, rows))
+        await check_picture(chat, "card", large=True)
+
+
+async def test_disk(tmp_path: Path) -> None:
+    use = DiskUse(
+        (
+            ModelUse("microsoft/bitnet-b1.58-2B-4T-bf16", "ready", 4_830_000_000, 0, 1_180_000_000),
+            ModelUse("org/half-of-a-model-with-quite-a-name", "pulling", 1_260_000_000, 9_154, 0),
+            ModelUse("built-in", "folder", 0, 0, 1_100_000),
+        ),
+        9_154, 1_260_000_000, 75_000_000, 12_000_000, 7_350_000_000,
+    )  # fmt: skip
+    async with chat_app(tmp_path) as chat:
+        screen = DiskScreen()
+        await chat.app.push_screen(screen)
+        total = screen.query_one("#total", Static)
+        await chat.until(lambda: "in all" in str(total.content))
+        screen.fill(use)
+        await check_picture(chat, "disk")
 
 
 async def test_light(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from qh_chat.app import QhChatApp
 from qh_chat.commands.context import Context
@@ -14,6 +15,7 @@ from qh_chat.loading import Models
 from qh_runtime.loader import LoadProgress
 from qh_runtime.options import LoadOptions
 from qh_runtime.session.events import Engine
+from qh_runtime.store.entry import ModelEntry
 
 __all__ = ["StoreModels", "run"]
 
@@ -36,17 +38,7 @@ class StoreModels:
 
     def list(self) -> Sequence[ModelChoice]:
         """Every model that can be named."""
-        return [
-            ModelChoice(
-                name=x.name,
-                where="built in" if x.origin == "built-in" else str(x.folder),
-                model_type=x.model_type,
-                format=x.format,
-                file_bytes=x.file_bytes,
-                problem=x.problem,
-            )
-            for x in self.models.store().list()
-        ]
+        return [_choice(x) for x in self.models.store().list()]
 
     def search(self, folders: Sequence[str]) -> None:
         """Look for models in these folders instead of the ones before."""
@@ -62,6 +54,23 @@ class StoreModels:
 
         chosen = dataclasses.replace(options, force=options.force or self.force)
         return self.models.load(name, chosen, step)
+
+
+def _choice(entry: ModelEntry) -> ModelChoice:
+    manifest = entry.manifest
+    goes_on: Literal["", "pull", "import"] = ""
+    if manifest is not None and manifest.state == "pulling":
+        goes_on = "pull" if manifest.origin == "hub" else "import"
+    return ModelChoice(
+        name=entry.name,
+        where="built in" if entry.origin == "built-in" else str(entry.folder),
+        model_type=entry.model_type,
+        format=entry.format,
+        file_bytes=entry.file_bytes,
+        problem=entry.problem,
+        goes_on=goes_on,
+        done_bytes=entry.done_bytes if goes_on else entry.file_bytes,
+    )
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
@@ -83,6 +92,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
         settings,
         context.paths.places,
         StoreModels(context.models(settings), getattr(args, "force", False)),
+        context.shelf(),
         model=getattr(args, "model", None),
     )
     code = app.run()

@@ -41,7 +41,7 @@ def _rows(place: Place, keys: dict[str, str]) -> list[tuple[str, str]]:
     if place == "chats":
         rows.insert(0, ("enter", "Open the marked chat"))
     if place == "models":
-        rows.insert(0, ("enter", "Load the marked model"))
+        rows.insert(0, ("enter", "Load the marked model, or go on fetching it"))
     if place == "app":
         rows.append(("ctrl+p", "Palette: every action by name, and all themes"))
         rows.append(("ctrl+c", "Copy what the mouse selected; twice: leave"))

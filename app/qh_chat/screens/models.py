@@ -1,4 +1,4 @@
-"""The model picker: what can be loaded, how far a load is, and why one failed."""
+"""The model picker: what can be loaded, how far a load or a fetch is, and why one failed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import DataTable, ProgressBar, Static
 
 from qh_chat.actions import bindings_for
 from qh_chat.engine import ModelChoice
 from qh_chat.inert import inert
+from qh_chat.jobs import Job
 from qh_chat.messages import LoadCancelled, ModelLoading
 from qh_chat.screens.dialogs import TextDialog
+from qh_chat.screens.model_jobs import ModelJobs
+from qh_chat.widgets.job_lines import JobLines, state_text
 from qh_chat.widgets.numbers import progress_text, size_text
 
 if TYPE_CHECKING:
@@ -37,24 +39,35 @@ STEPS = {
 }
 """What the steps of the loader are called; other ones are shown as they are."""
 
-KEYS = "enter loads · o other folder · r looks again · esc closes"
-KEYS_LOADING = "c stops the load · esc closes"
+WIDE = 100
+"""Columns of a window that has room for what models are, and for every key."""
+
+KEYS = (
+    "[@click=screen.load]enter loads[/] · [@click=screen.pull]p pull[/] · "
+    "[@click=screen.import]i import[/] · [@click=screen.verify]v verify[/] · "
+    "[@click=screen.remove]x remove[/] · [@click=screen.disk]u disk[/] · "
+)
+KEYS_END = "[@click=screen.close]esc[/]"
+KEYS_WIDE = f"{KEYS}[@click=screen.open]o folder[/] · {KEYS_END}"
+KEYS_LOADING = "[@click=screen.cancel]c stops the load[/] · [@click=screen.close]esc closes[/]"
 
 
-class ModelsScreen(ModalScreen[None]):
+class ModelsScreen(ModelJobs):
     """Lists models; enter loads one."""
 
     app: QhChatApp
 
     CSS_PATH = "models.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,f3", "app.pop_screen", show=False, priority=True),
+        Binding("escape,f3", "close", show=False, priority=True),
         *bindings_for("models"),
     ]
 
     def __init__(self) -> None:
         super().__init__()
         self._choices: list[ModelChoice] = []
+        # A row to move to as soon as it is there, and the one whose sentence is shown.
+        self._wanted, self._shown = "", ""
         self._step: tuple[str, str] = ("", "")
         self._step_began, self._step_done = 0.0, 0
 
@@ -62,6 +75,7 @@ class ModelsScreen(ModalScreen[None]):
         with Vertical(id="models"):
             yield DataTable[Text](id="table", cursor_type="row", zebra_stripes=False)
             yield Static("", id="detail", markup=False)
+            yield JobLines()
             yield Static("", id="problem", markup=False)
             with Vertical(id="loading"):
                 yield Static("", id="step", markup=False)
@@ -71,25 +85,36 @@ class ModelsScreen(ModalScreen[None]):
         """Fill the table."""
         box = self.query_one("#models")
         box.border_title = "Models"
+        self._make_columns()
+        self._table.focus()
+        self.action_refresh()
+        self.show_jobs()
+        self._show_loading(self.app.loading is not None)
+        if self.app.loading is not None:
+            self.show_loading(self.app.loading)
+
+    def _make_columns(self) -> None:
         table = self._table
+        table.clear(columns=True)
         table.add_column("", key="mark", width=1)
         table.add_column("Name", key="name")
         table.add_column("Format", key="format")
         table.add_column("On disk", key="size")
-        table.add_column("Kind", key="kind")
-        table.focus()
-        self.action_refresh()
-        self._show_loading(self.app.loading is not None)
-        if self.app.loading is not None:
-            self.show_loading(self.app.loading)
+        if self._is_wide:
+            table.add_column("Kind", key="kind")
+        table.add_column("State", key="state")
 
     @property
     def _table(self) -> DataTable[Text]:
         return self.query_one("#table", DataTable)
 
-    @work(thread=True, exclusive=True)
     def action_refresh(self) -> None:
-        """Look for models; reading folders may take a while."""
+        """Look for models."""
+        self._list()
+
+    @work(thread=True, exclusive=True, group="list")
+    def _list(self) -> None:
+        """Reading folders may take a while."""
         choices, problem = self.app.list_models()
         self.app.call_from_thread(self.fill, choices, problem)
 
@@ -97,25 +122,68 @@ class ModelsScreen(ModalScreen[None]):
         """Show the rows, the loaded one marked."""
         if not self.is_mounted:
             return
-        table, marked = self._table, self._marked
+        table, marked = self._table, self.marked
         self._choices = [*choices, *self._loaded_elsewhere(choices)]
+        self._choices += self._only_begun(self._choices)
         table.clear()
         for choice in self._choices:
-            dim = "dim" if choice.problem else ""
+            dim = "dim" if choice.problem and not choice.goes_on else ""
+            here = choice.done_bytes if choice.goes_on else choice.file_bytes
+            kind = [Text(inert(choice.model_type), dim)] if self._is_wide else []
             table.add_row(
                 Text("▸" if self._is_loaded(choice) else " "),
                 Text(inert(choice.name), dim),
-                Text("damaged" if choice.problem else inert(choice.format) or "?", dim),
-                Text(f"{size_text(choice.file_bytes) if choice.file_bytes else '':>8}", dim),
-                Text(inert(choice.model_type), dim),
+                Text(inert(choice.format) or "?", dim),
+                Text(f"{size_text(here) if here else '':>8}", dim),
+                *kind,
+                self._state(choice),
+                key=choice.name,
             )
-        wanted = marked.name if marked is not None else self.app.loaded_name
-        for index, choice in enumerate(self._choices):
-            if choice.name == wanted:
-                table.move_cursor(row=index)
+        self._move_to(self._wanted or (marked.name if marked else self.app.loaded_name or ""))
+        marked = self.marked
+        if self._shown and marked is not None:
+            # What was said last is read until the person moves on.
+            self._shown = marked.name
         self._show_detail()
         if problem:
-            self._say(problem)
+            self.say(problem)
+
+    @property
+    def _is_wide(self) -> bool:
+        return self.app.size.width >= WIDE
+
+    def on_resize(self) -> None:
+        """The columns are others in a wide window."""
+        if ("kind" in self._table.columns) != self._is_wide:
+            if self.marked is not None:
+                self._wanted = self.marked.name
+            self._make_columns()
+            self.fill([x for x in self._choices if x.where])
+        self._show_loading(self.app.loading is not None)
+
+    def _move_to(self, name: str) -> None:
+        for index, choice in enumerate(self._choices):
+            if choice.name == name:
+                self._table.move_cursor(row=index)
+                self._wanted = ""
+
+    def _state(self, choice: ModelChoice) -> Text:
+        """What the table says about a model at the end of its row."""
+        job = self.app.downloads.job(choice.name)
+        if job is not None:
+            return Text(state_text(job))
+        if choice.goes_on:
+            share = 100 * choice.done_bytes // max(1, choice.file_bytes)
+            return Text(f"paused {min(99, share)} %")
+        if choice.problem:
+            return Text("damaged", "dim")
+        return Text("loaded" if self._is_loaded(choice) else "ready")
+
+    def _only_begun(self, choices: Sequence[ModelChoice]) -> list[ModelChoice]:
+        """Models of jobs that the store does not know of yet."""
+        known = {x.name for x in choices}
+        jobs = (x for x in self.app.downloads.jobs if x.name not in known)
+        return [ModelChoice(x.name, "", "", "", x.total_bytes) for x in jobs]
 
     def _is_loaded(self, choice: ModelChoice) -> bool:
         return self.app.engine_info is not None and choice.name == self.app.loaded_name
@@ -132,14 +200,23 @@ class ModelsScreen(ModalScreen[None]):
         event.stop()
         self._show_detail()
 
-    def _show_detail(self) -> None:
-        """Say where the marked model is, and what is known about it or went wrong with it."""
-        choice = self._marked
+    def _show_detail(self, *, again: bool = False) -> None:
+        """Say where the marked model is, and what is known about it or went wrong with it.
+
+        Args:
+            again: say what went wrong also if the mark has not moved.
+        """
+        choice = self.marked
         if choice is None:
             return
         lines = [choice.where]
         failure = self.app.load_failures.get(choice.name)
         problem = f"cannot be loaded: {choice.problem}" if choice.problem else ""
+        if choice.goes_on:
+            here = f"{size_text(choice.done_bytes)} of {size_text(choice.file_bytes)} are here"
+            if self.app.downloads.job(choice.name) is None:
+                lines.append(f"{here}; enter goes on, x frees them")
+            problem = ""
         info = self.app.engine_info
         if self._is_loaded(choice) and info is not None:
             lines.append(
@@ -149,29 +226,58 @@ class ModelsScreen(ModalScreen[None]):
             )
             lines += info.notes
         self.query_one("#detail", Static).update(inert("\n".join(lines)))
-        self._say(failure or problem)
+        if choice.name == self._shown and not again:
+            return
+        self._shown = choice.name
+        ended = self.app.ended_jobs.get(choice.name)
+        if ended is not None and not failure:
+            self._say_end(ended)
+        else:
+            self.say(failure or problem)
+
+    def _say_end(self, job: Job) -> None:
+        self.say(_end_text(job), job.state in ("failed", "damaged"))
 
     @on(DataTable.RowSelected)
     def _selected(self, event: DataTable.RowSelected) -> None:
         event.stop()
-        choice = self._choice(event.cursor_row)
-        if choice is not None:
-            self._say("")
+        self.action_load()
+
+    def action_load(self) -> None:
+        """Load the marked model, or go on with what it waits for."""
+        choice = self.marked
+        if choice is None:
+            return
+        job = self.app.downloads.job(choice.name)
+        if job is not None and job.state == "asking":
+            self.action_show_card(job.number)
+        elif job is not None and job.kind in ("pull", "import"):
+            self.say(f"{choice.name} is not all here yet", False)
+        elif choice.goes_on:
+            self.go_on(choice)
+        elif choice.where:
+            self.say("")
             self.app.choose_model(choice.name)
 
     def _choice(self, row: int) -> ModelChoice | None:
         return self._choices[row] if 0 <= row < len(self._choices) else None
 
     @property
-    def _marked(self) -> ModelChoice | None:
+    def marked(self) -> ModelChoice | None:
+        """The model of the row with the cursor."""
         return self._choice(self._table.cursor_row)
+
+    def mark(self, name: str) -> None:
+        """Move to a model's row, now or when it comes."""
+        self._wanted = name
+        self._move_to(name)
 
     def action_open(self) -> None:
         """Ask for a folder that is a model or holds models."""
 
         def look(text: str | None) -> None:
             if text:
-                self._say(f"looks into {text} …", problem=False)
+                self.say(f"looks into {text} …", problem=False)
                 self._look_into(Path(text).expanduser().absolute())
 
         question = "A model's folder (with its config.json), or a folder that holds such folders"
@@ -186,18 +292,41 @@ class ModelsScreen(ModalScreen[None]):
         if not self.is_mounted:
             return
         if isinstance(found, str):
-            self._say(found)
+            self.say(found)
         elif found:
             self.fill(found)
             here = (i for i, x in enumerate(self._choices) if Path(x.where).parent == folder)
             self._table.move_cursor(row=next(here, 0))
         else:
-            self._say("")
+            self.say("")
             self.app.choose_model(str(folder))
 
-    def action_cancel(self) -> None:
-        """Stop the load."""
-        self.app.engine.cancel_load()
+    def action_close(self) -> None:
+        """Back to the chat."""
+        self.dismiss(None)
+
+    def on_screen_resume(self) -> None:
+        """A dialog was closed, or this screen was opened."""
+        self.call_after_refresh(self.ask_next)
+
+    def show_job(self, job: Job, ended: bool) -> None:
+        """Show how far a job is, or how it ended."""
+        self.show_jobs()
+        choice = next((x for x in self._choices if x.name == job.name), None)
+        # The store knows a model from the first byte on.
+        if ended or choice is None or (job.state == "moving" and not choice.where):
+            self.action_refresh()
+        else:
+            self._table.update_cell(job.name, "state", self._state(choice), update_width=True)
+        if ended:
+            self._say_end(job)
+            if job.state == "damaged" and self.app.screen is self:
+                self.offer_repair(job)
+        self.ask_next()
+
+    def show_jobs(self) -> None:
+        """Draw the running jobs."""
+        self.query_one(JobLines).jobs = self.app.downloads.jobs
 
     def action_down(self) -> None:
         """Next row."""
@@ -229,23 +358,34 @@ class ModelsScreen(ModalScreen[None]):
     def show_cancelled(self, event: LoadCancelled) -> None:
         """The load was stopped."""
         self._show_loading(False)
-        self._say(f"{event.name} was not loaded: stopped.")
+        self.say(f"{event.name} was not loaded: stopped.")
 
     def show_failure(self, name: str) -> None:
         """Say what went wrong, and what to do now."""
         self._show_loading(False)
-        marked = self._marked
+        marked = self.marked
         if marked is not None and marked.name == name:
-            self._show_detail()
+            self._show_detail(again=True)
         else:
-            self._say(self.app.load_failures.get(name, ""))
+            self.say(self.app.load_failures.get(name, ""))
 
     def _show_loading(self, shown: bool) -> None:
         self.query_one("#loading").set_class(shown, "-shown")
-        self.query_one("#models").border_subtitle = KEYS_LOADING if shown else KEYS
+        keys = KEYS_WIDE if self._is_wide else f"{KEYS}{KEYS_END}"
+        self.query_one("#models").border_subtitle = KEYS_LOADING if shown else keys
 
-    def _say(self, text: str, problem: bool = True) -> None:
+    def say(self, text: str, problem: bool = True) -> None:
+        """Show a sentence below the table."""
         shown = self.query_one("#problem", Static)
         shown.update(inert(text))
         shown.set_class(bool(text), "-shown")
         shown.set_class(problem, "-error")
+
+
+def _end_text(job: Job) -> str:
+    """How a job ended, in a sentence."""
+    if job.state == "failed":
+        return f"{job.name}: {job.text}" + (f" → {job.hint}" if job.hint else "")
+    if job.state == "damaged":
+        return f"{job.name} is damaged; v reads it again and offers to repair it"
+    return job.text

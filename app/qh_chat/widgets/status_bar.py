@@ -30,6 +30,7 @@ class Facts:
         rss_bytes: what the process holds now.
         offline: this process refuses every network connection; otherwise the line only says that
             the answers are made on this machine.
+        jobs: how far the fetch of a model is, in a few cells.
         history: "" when chats reach the disk, else a few words.
     """
 
@@ -42,6 +43,7 @@ class Facts:
     first_token_s: float | None = None
     rss_bytes: int | None = None
     offline: bool = False
+    jobs: str = ""
     history: str = ""
 
     def changed(self, **values: object) -> Facts:
@@ -73,6 +75,7 @@ _CUTS = (
     "planned",
     "first token",
     "bar",
+    "jobs",
     "device",
     "format",
     "memory",
@@ -81,6 +84,8 @@ _CUTS = (
 
 def _assemble(facts: Facts, cut: frozenset[str]) -> Content:
     parts = [_clickable(_model(facts, cut), "app.models")]
+    if facts.jobs and "jobs" not in cut:
+        parts.append(_clickable(Content.styled(inert(facts.jobs), "$text-accent"), "app.models"))
     context = _context(facts, cut)
     if context is not None:
         parts.append(_clickable(context, "screen.options"))
