@@ -23,6 +23,7 @@ from qh_chat.inert import inert
 from qh_chat.logs import set_up_logging
 from qh_chat.paths import Paths, app_paths
 from qh_chat.thread_limit import thread_refusal
+from qh_chat.wrapping import wrapped
 from qh_kernels.errors import QhError
 
 __all__ = ["build_parser", "main"]
@@ -217,9 +218,9 @@ def _discard_output(code: int) -> int:
 
 
 def _say(text: str) -> None:
-    """One line on stderr, safe for a terminal, whatever an error quoted."""
-    line = inert(text.replace("\n", " "))
+    """One sentence on stderr, safe for a terminal, whatever an error quoted."""
     try:
+        line = wrapped(inert(text.replace("\n", " ")), sys.stderr)
         print(line.encode("utf-8", "replace").decode("utf-8"), file=sys.stderr, flush=True)
     except (OSError, UnicodeEncodeError, ValueError):
         # Nobody can be told: stderr is closed or takes no such text. The log has it.

@@ -17,6 +17,7 @@ from qh_chat.commands.fetch_card import preflight_facts
 from qh_chat.commands.output import plain
 from qh_chat.inert import inert
 from qh_chat.model_words import ready_text, transfer_text
+from qh_chat.wrapping import wrapped
 from qh_runtime.errors import QhError
 from qh_runtime.store.pull import (
     Checked,
@@ -89,7 +90,7 @@ class ProgressLine:
     def say(self, text: str) -> None:
         """Print a line that stays."""
         self.clear()
-        to_stderr(inert(text))
+        to_stderr(wrapped(inert(text), sys.stderr))
 
     def clear(self) -> None:
         """Leave an empty line to whoever writes next."""

@@ -11,6 +11,7 @@ from typing import Any
 from qh_chat.commands.fetch_output import FetchOutput, to_stderr
 from qh_chat.inert import inert
 from qh_chat.model_words import card_lines
+from qh_chat.wrapping import wrapped
 from qh_runtime.errors import QhError
 from qh_runtime.store.manifest import Manifest
 from qh_runtime.store.preflight import Preflight
@@ -152,6 +153,7 @@ def asks(*, yes: bool, as_json: bool) -> bool:
 
 def question(text: str) -> bool:
     """Ask on standard error; anything but yes is no."""
-    to_stderr(inert(f"{text} [y/N] "), end="")
+    # The answer is typed behind a space, which wrapping would take away.
+    to_stderr(f"{wrapped(inert(f'{text} [y/N]'), sys.stderr)} ", end="")
     answer = sys.stdin.readline()
     return answer.strip().lower() in ("y", "yes")

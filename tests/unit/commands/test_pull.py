@@ -219,6 +219,22 @@ def test_a_person_is_asked(home: Path, hub: HubStub) -> None:
         program.close()
 
 
+def test_sentences_break_between_words_on_a_terminal(home: Path, hub: HubStub) -> None:
+    hub.add(NAME, {"pytorch_model.bin": b"x", "config.json": b"{}"})
+    environment = qh_environment(home, TERM="xterm-256color")
+    program = TerminalProgram(command("pull", NAME), environment, size=(60, 20))
+    try:
+        assert program.wait() == 3
+    finally:
+        program.close()
+    lines = [x for x in program.lines if x]
+    assert len(lines) > 1
+    told = run_qh(home, "pull", NAME).stderr.decode()
+    assert told.count("\n") == 1
+    # Joined again, these are the words of the one line that a pipe gets.
+    assert " ".join(x.strip() for x in lines) == told.strip()
+
+
 def test_an_interrupt_keeps_what_arrived(home: Path, hub: HubStub, qh: Callable[..., Any]) -> None:
     files = ternary(**LARGE)
     hub.add(NAME, files)
