@@ -146,6 +146,7 @@ class Decoder:
         inv_freq: F32,
         embedding: LinearParts,
         head: LinearParts,
+        head_scan: LinearParts | None,
         final_norm: F32,
         layers: list[LayerParts],
         context_length: int,

@@ -21,6 +21,7 @@ from qh_kernels.decoder_model import (
     MAX_BATCH,
     MAX_CONTEXT,
     MAX_THREADS,
+    RESCORED_ROWS,
     DecoderShape,
     DecoderWeights,
     LayerShape,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_BATCH_TOKENS",
+    "RESCORED_ROWS",
     "Decoder",
     "DecoderShape",
     "DecoderWeights",
@@ -164,6 +166,7 @@ class Decoder:
                 inv_freq=shape.inv_freq,
                 embedding=_linear(weights.embedding, None),
                 head=_linear(weights.head, None),
+                head_scan=None if weights.head_scan is None else _linear(weights.head_scan, None),
                 final_norm=weights.final_norm,
                 layers=[
                     _layer(layer, numbers.sliding_window)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from qh_kernels.errors import KernelError
 
 __all__ = [
+    "RESCORED_ROWS",
     "DecoderShape",
     "DecoderWeights",
     "LayerShape",
@@ -39,6 +40,9 @@ MAX_LAYERS = 1 << 12
 MAX_CONTEXT = 1 << 24
 MAX_THREADS = 1 << 10
 MAX_BATCH = 1 << 12
+
+# kRescoredRows of the native layer: logits that are computed again from the head after a scan.
+RESCORED_ROWS = 128
 
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 NORMS = ("attention_norm", "mlp_norm", "q_norm", "k_norm", "attention_sub_norm", "mlp_sub_norm")
@@ -136,12 +140,18 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class DecoderWeights:
-    """All weights. A tied head passes the same Matrix object for embedding and head."""
+    """All weights. A tied head passes the same Matrix object for embedding and head.
+
+    head_scan: the head in fewer bits, or None. Where it is given, and activations are not exact,
+    every logit comes from it, and those of the 128 largest are computed again from the head; of a
+    packed head, those of the 16 rows that each is packed with.
+    """
 
     embedding: Matrix
     head: Matrix
     final_norm: F32
     layers: Sequence[LayerWeights]
+    head_scan: Matrix | None = None
 
 
 def mismatch(name: str, expected: object, found: object, hint: str | None = None) -> KernelError:
@@ -199,6 +209,8 @@ def check_model(shape: DecoderShape, weights: DecoderWeights) -> None:
     kv_size = shape.num_key_value_heads * shape.head_dim
     _check_matrix("embedding", weights.embedding, (shape.vocab_size, hidden))
     _check_matrix("head", weights.head, (shape.vocab_size, hidden))
+    if weights.head_scan is not None:
+        _check_matrix("head_scan", weights.head_scan, (shape.vocab_size, hidden))
     _check_vector("final_norm", weights.final_norm, hidden)
     if len(weights.layers) != len(shape.layers):
         raise mismatch("number of layers", len(shape.layers), len(weights.layers))
@@ -280,8 +292,9 @@ def _check_array(name: str, array: Any, dtype: np.dtype[Any]) -> None:
 def weights_bytes(weights: DecoderWeights) -> int:
     """Bytes of all weights, a tied matrix counted once."""
     arrays: dict[int, int] = {}
-    for matrix in (weights.embedding, weights.head):
-        arrays[matrix.data.ctypes.data] = matrix.data.nbytes
+    for matrix in (weights.embedding, weights.head, weights.head_scan):
+        if matrix is not None:
+            arrays[matrix.data.ctypes.data] = matrix.data.nbytes
     total = weights.final_norm.nbytes
     for layer in weights.layers:
         for name in LINEARS:

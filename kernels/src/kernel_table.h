@@ -47,7 +47,7 @@ struct QuantizedActivations {
 };
 
 // y[t * y_stride + r] = sum_k W[r, k] * x[t, k] for rows [row_begin, row_end).
-// row_begin is a multiple of kTileRows; row_end is one too, or equals rows.
+// row_begin is a multiple of kTileRows; row_end is one too, or equals rows. Dense formats take any.
 // The result for a token does not depend on n_tokens: prefill equals decode bit for bit.
 using LinearQuantized = void (*)(const MatrixView& w, const QuantizedActivations& x, float* y,
                                  int64_t y_stride, int64_t row_begin, int64_t row_end) noexcept;

@@ -122,6 +122,7 @@ def load_model(
         planned.source,
         planned.layout,
         pack=options.pack,
+        head_scan="auto" if planned.scans_head else "unused",
         cache_folder=cache_dir,
         memory_fallback=True,
         progress=lambda done, of: report("pack", done, of),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qh_runtime.architectures import DecoderSpec, spec_from_config
@@ -26,13 +26,19 @@ __all__ = ["PlannedModel", "plan_checkpoint"]
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """A model whose headers were checked and whose memory was added up, with no weights read."""
+    """A model whose headers were checked and whose memory was added up, with no weights read.
+
+    Attributes:
+        matrices: all that packing gives. scans_head: the plan counts the scan of the head; without
+            that it stays in its file.
+    """
 
     spec: DecoderSpec
     source: TensorSource
     layout: Layout
     matrices: tuple[MatrixPlan, ...]
     plan: Plan
+    scans_head: bool
 
     @property
     def format(self) -> str:
@@ -40,7 +46,7 @@ class PlannedModel:
         tables = (self.spec.embedding, self.spec.head.name)
         sizes: Counter[str] = Counter()
         for matrix in self.matrices:
-            if matrix.name not in tables:
+            if matrix.module not in tables:
                 sizes[matrix.format] += matrix.nbytes
         return sizes.most_common(1)[0][0]
 
@@ -72,13 +78,20 @@ def plan_checkpoint(
     layout = layout_for(config)
     source = open_source()
     matrices = plan_matrices(spec, source, layout, options.pack)
-    plan = make_plan(spec, _weight_formats(spec, matrices), profile, options)
-    return PlannedModel(spec, source, layout, matrices, plan)
+    weights = _weight_formats(spec, matrices)
+    scan = next((x.format for x in matrices if x.is_scan), None)
+    if scan is not None and not options.exact:
+        # It makes answers faster and nothing else, so it never is why a model does not fit.
+        plan = make_plan(spec, replace(weights, head_scan=scan), profile, options)
+        if plan.fits:
+            return PlannedModel(spec, source, layout, matrices, plan, scans_head=True)
+    plan = make_plan(spec, weights, profile, options)
+    return PlannedModel(spec, source, layout, matrices, plan, scans_head=False)
 
 
 def _weight_formats(spec: DecoderSpec, matrices: Sequence[MatrixPlan]) -> WeightFormats:
     """The planned matrices in the planner's words, each named, so none is guessed."""
-    by_name = {x.name: x.format for x in matrices}
+    by_name = {x.name: x.format for x in matrices if not x.is_scan}
     embedding = by_name[spec.embedding]
     return WeightFormats(
         linear=by_name[spec.layers[0].q.name],

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qh_kernels.decoder import DecoderWeights, LayerWeights, Matrix
+from qh_kernels.decoder import RESCORED_ROWS, DecoderWeights, LayerWeights, Matrix
 from qh_runtime.architectures import DecoderSpec, LayerSpec, LinearSpec, spec_from_config
 from qh_runtime.formats import base as formats
 from qh_runtime.planner.plan import WeightFormats
@@ -60,7 +60,7 @@ SHAPES: Mapping[str, BenchShape] = {
                 "tie_word_embeddings": True,
                 "rope_theta": 500000.0,
             },
-            WeightFormats("ternary", "bf16", "bf16"),
+            WeightFormats("ternary", "bf16", "bf16", head_scan="int4_g32"),
         ),
         # The sizes of Llama-3.2-1B after --pack int4_g32.
         BenchShape(
@@ -88,7 +88,7 @@ SHAPES: Mapping[str, BenchShape] = {
                     "original_max_position_embeddings": 8192,
                 },
             },
-            WeightFormats("int4_g32", "int8", "int8"),
+            WeightFormats("int4_g32", "int8", "int8", head_scan="int4_g32"),
         ),
     )
 }
@@ -100,8 +100,8 @@ class BenchModel:
 
     Attributes:
         format: of the linear layers, as shown.
-        token_bytes: weights that one decode step reads: every linear layer, the head and the
-            norms once. The embedding row and the KV cache come on top.
+        token_bytes: weights that one decode step reads: every linear layer, the head or its scan,
+            and the norms once. The embedding row and the KV cache come on top.
     """
 
     name: str
@@ -128,13 +128,23 @@ def random_model(shape: BenchShape) -> BenchModel:
     for layer in spec.layers:
         linears = [matrix(x, shape.formats.linear) for x in layer.linears]
         layers.append(_layer(layer, spec, linears))
-    weights = DecoderWeights(embedding, head, _ones(spec.hidden_size), layers)
+    scan = None if shape.formats.head_scan is None else matrix(spec.head, shape.formats.head_scan)
+    weights = DecoderWeights(embedding, head, _ones(spec.hidden_size), layers, scan)
     return BenchModel(shape.name, spec, weights, shape.formats.linear, token_bytes(weights))
 
 
 def token_bytes(weights: DecoderWeights) -> int:
     """Return the bytes of weights that one decode step reads."""
-    total = weights.head.data.nbytes + weights.final_norm.nbytes
+    head, scan = weights.head, weights.head_scan
+    total = weights.final_norm.nbytes
+    if scan is None:
+        total += head.data.nbytes
+    else:
+        # The rows that are computed again; of a packed head a tile each, where they are far apart.
+        rows = RESCORED_ROWS
+        if formats.get(head.format).family != "dense":
+            rows *= formats.TILE_ROWS
+        total += scan.data.nbytes + min(rows, head.rows) * head.data.nbytes // head.rows
     for layer in weights.layers:
         for value in vars(layer).values():
             if isinstance(value, Matrix):

@@ -80,9 +80,10 @@ class NativeDecoder {
  public:
   NativeDecoder(const std::string& isa, const nb::tuple& sizes, float rms_norm_eps,
                 const std::string& activation, const nb::object& inv_freq,
-                const nb::tuple& embedding, const nb::tuple& head, const nb::object& final_norm,
-                const nb::list& layers, int64_t context_length, int threads,
-                const std::string& kv_type, bool exact, int64_t batch_tokens, bool trace) {
+                const nb::tuple& embedding, const nb::tuple& head, const nb::object& head_scan,
+                const nb::object& final_norm, const nb::list& layers, int64_t context_length,
+                int threads, const std::string& kv_type, bool exact, int64_t batch_tokens,
+                bool trace) {
     ModelView model;
     model.shape = shape_of(sizes);
     model.rms_norm_eps = rms_norm_eps;
@@ -90,6 +91,7 @@ class NativeDecoder {
     model.inv_freq = reader_.floats(inv_freq);
     model.embedding = reader_.linear(embedding);
     model.head = reader_.linear(head);
+    model.head_scan = head_scan.is_none() ? Linear{} : reader_.linear(head_scan);
     model.final_norm = reader_.floats(final_norm);
     for (const nb::handle layer : layers) model.layers.push_back(reader_.layer(layer));
     decoder_ = std::make_unique<Decoder>(
@@ -178,9 +180,10 @@ void bind_decoder(nb::module_& module) {
   nb::class_<NativeDecoder>(module, "Decoder")
       .def(nb::init<const std::string&, const nb::tuple&, float, const std::string&,
                     const nb::object&, const nb::tuple&, const nb::tuple&, const nb::object&,
-                    const nb::list&, int64_t, int, const std::string&, bool, int64_t, bool>(),
+                    const nb::object&, const nb::list&, int64_t, int, const std::string&, bool,
+                    int64_t, bool>(),
            "isa"_a, "sizes"_a, "rms_norm_eps"_a, "activation"_a, "inv_freq"_a, "embedding"_a,
-           "head"_a, "final_norm"_a, "layers"_a, "context_length"_a, "threads"_a, "kv_type"_a,
+           "head"_a, "head_scan"_a.none(), "final_norm"_a, "layers"_a, "context_length"_a, "threads"_a, "kv_type"_a,
            "exact"_a, "batch_tokens"_a, "trace"_a)
       .def("prefill", &NativeDecoder::prefill, "tokens"_a)
       .def("forward", &NativeDecoder::forward, "tokens"_a, "logits"_a)

@@ -20,6 +20,8 @@ constexpr int64_t kChunkWork = 16 * 1024 * 1024;
 constexpr int64_t kMinChunksPerThread = 4;
 // Tokens of a prefill that read the keys and values of one head one after the other.
 constexpr int64_t kAttentionTokens = 8;
+// Rows of the head that one thread computes again; each is a wait for memory.
+constexpr int64_t kRescoreChunk = 16;
 // Below this many multiply-adds (about 0.5 microseconds) a step is faster on one thread than handed
 // over: 0.2 to 0.4 microseconds to a spinning worker (2 cores of an EPYC, November 2026).
 constexpr int64_t kHandOverWork = 32 * 1024;
@@ -323,15 +325,47 @@ void Decoder::compute_logits(int64_t first_row, int64_t n_tokens, int64_t begin,
   const ModelShape& shape = model_.shape;
   Scratch& s = scratch_;
   const LinearJob head[] = {{&model_.head, logits, shape.vocab_size}};
-  prepare_input({shape.num_hidden_layers, "head"}, n_tokens, shape.hidden_size, forms_of(head),
+  const LinearJob scan[] = {{&model_.head_scan, logits, shape.vocab_size}};
+  const bool scans = model_.head_scan.w.data != nullptr && !options_.exact;
+  const unsigned forms = forms_of(head) | (scans ? forms_of(scan) : 0u);
+  prepare_input({shape.num_hidden_layers, "head"}, n_tokens, shape.hidden_size, forms,
                 [&](int64_t t, float* input) {
                   table_.rms_norm(s.hidden + (first_row + t) * s.hidden_stride, model_.final_norm,
                                   model_.rms_norm_eps, shape.hidden_size, input);
                 });
-  multiply(head, n_tokens);
+  if (scans) {
+    multiply(scan, n_tokens);
+    for (int64_t t = 0; t < n_tokens; ++t) rescore(t, logits + t * shape.vocab_size);
+  } else {
+    multiply(head, n_tokens);
+  }
   for (int64_t t = 0; t < n_tokens; ++t) {
     if (!all_finite(logits + t * shape.vocab_size, shape.vocab_size)) note_non_finite(begin + t);
   }
+}
+
+// Computes the best of the scanned logits of one token again, from the head itself. Rows of a packed
+// head come in tiles, and then the whole tile of a row is computed.
+void Decoder::rescore(int64_t token, float* logits) noexcept {
+  const MatrixView& w = model_.head.w;
+  const Scratch& s = scratch_;
+  const bool dense = table_.formats[static_cast<int>(w.format)].linear_quantized == nullptr;
+  const int64_t unit = dense ? 1 : kTileRows;
+  const int64_t n_best = best_rows(logits, w.rows, s.block_best, s.best);
+  const int64_t n_chunks = (n_best + kRescoreChunk - 1) / kRescoreChunk;
+  pool_.run(n_chunks, [&](int64_t chunk, int) {
+    const int64_t begin = chunk * kRescoreChunk;
+    const int64_t end = std::min(begin + kRescoreChunk, n_best);
+    // A tile belongs to the chunk of the first of its rows.
+    int64_t done = begin == 0 ? -1 : s.best[begin - 1] / unit;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t place = s.best[i] / unit;
+      if (place == done) continue;
+      done = place;
+      multiply_rows(model_.head, logits, w.rows, token, 1, place * unit,
+                    std::min((place + 1) * unit, w.rows));
+    }
+  });
 }
 
 Decoder::InputForm Decoder::form_of(const MatrixView& w) const noexcept {
@@ -403,7 +437,7 @@ void Decoder::multiply(const LinearJob (&jobs)[N], int64_t n_tokens) noexcept {
       const int64_t first = std::max<int64_t>(begin, 0);
       const int64_t last = std::min(end, n_tiles);
       if (first < last) {
-        multiply_rows(*job.linear, job.y, job.y_stride, n_tokens, first * kTileRows,
+        multiply_rows(*job.linear, job.y, job.y_stride, 0, n_tokens, first * kTileRows,
                       std::min(last * kTileRows, job.linear->w.rows));
       }
       begin -= n_tiles;
@@ -412,25 +446,30 @@ void Decoder::multiply(const LinearJob (&jobs)[N], int64_t n_tokens) noexcept {
   });
 }
 
-void Decoder::multiply_rows(const Linear& linear, float* y, int64_t y_stride, int64_t n_tokens,
-                            int64_t row_begin, int64_t row_end) noexcept {
+// y: rows of the tokens from first_token on.
+void Decoder::multiply_rows(const Linear& linear, float* y, int64_t y_stride, int64_t first_token,
+                            int64_t n_tokens, int64_t row_begin, int64_t row_end) noexcept {
   const MatrixView& w = linear.w;
   const FormatKernels& kernels = table_.formats[static_cast<int>(w.format)];
   const Scratch& s = scratch_;
   const int64_t stride = round_up(w.cols, kActivationPad);
+  const int64_t groups = stride / kActivationGroup;
+  const int64_t at = first_token * stride;
+  const int64_t group = first_token * groups;
   switch (form_of(w)) {
     case kF32:
-      kernels.linear_f32(w, s.input, stride, n_tokens, y, y_stride, row_begin, row_end);
+      kernels.linear_f32(w, s.input + at, stride, n_tokens, y, y_stride, row_begin, row_end);
       break;
     case kTokenCodes:
       kernels.linear_quantized(w,
-                               {s.token_codes, s.token_scales, s.token_sums, stride, 1, n_tokens},
+                               {s.token_codes + at, s.token_scales + first_token,
+                                s.token_sums + first_token, stride, 1, n_tokens},
                                y, y_stride, row_begin, row_end);
       break;
     case kGroupCodes:
       kernels.linear_quantized(w,
-                               {s.group_codes, s.group_scales, s.group_sums, stride,
-                                stride / kActivationGroup, n_tokens},
+                               {s.group_codes + at, s.group_scales + group, s.group_sums + group,
+                                stride, groups, n_tokens},
                                y, y_stride, row_begin, row_end);
       break;
   }

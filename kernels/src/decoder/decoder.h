@@ -110,8 +110,8 @@ class Decoder {
   void prepare_input(Place place, int64_t n_tokens, int64_t cols, unsigned forms, Fill fill);
   template <int N>
   void multiply(const LinearJob (&jobs)[N], int64_t n_tokens) noexcept;
-  void multiply_rows(const Linear& linear, float* y, int64_t y_stride, int64_t n_tokens,
-                     int64_t row_begin, int64_t row_end) noexcept;
+  void multiply_rows(const Linear& linear, float* y, int64_t y_stride, int64_t first_token,
+                     int64_t n_tokens, int64_t row_begin, int64_t row_end) noexcept;
   template <class Body>
   void for_each_token(int64_t n_tokens, Body body) noexcept;
 
@@ -121,6 +121,7 @@ class Decoder {
   void store_positions(int64_t layer, int64_t begin, int64_t n_tokens) noexcept;
   void attend(int64_t layer, int64_t begin, int64_t n_tokens) noexcept;
   void compute_logits(int64_t first_row, int64_t n_tokens, int64_t begin, float* logits);
+  void rescore(int64_t token, float* logits) noexcept;
   void extend_rope_tables(int64_t end) noexcept;
   void note_non_finite(int64_t position) noexcept;
   void record(Place place, bool per_token, int64_t n_tokens, int64_t cols, int64_t stride);

@@ -46,6 +46,9 @@ struct ModelView {
   ModelShape shape;
   Linear embedding;  // (vocab_size, hidden_size); never multiplied, only looked up
   Linear head;       // (vocab_size, hidden_size)
+  // The head once more in fewer bits, or no data. Where it is, all logits come from it, and those
+  // of the best rows again from `head`; see best_rows.h.
+  Linear head_scan;
   const float* final_norm;
   const float* inv_freq;  // (head_dim / 2)
   float rms_norm_eps;

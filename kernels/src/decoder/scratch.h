@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "decoder/arena.h"
+#include "decoder/best_rows.h"
 #include "decoder/model_view.h"
 
 namespace qh {
@@ -35,6 +36,8 @@ struct Scratch {
   float* up;            // (batch, intermediate_stride)
   float* product;       // (batch, intermediate_stride): act(gate) * up
   float* logits;        // (vocab_size)
+  float* block_best;    // (2 * best_blocks): the largest logit of each block; see best_rows.h
+  int32_t* best;        // (best_capacity): candidates for the best rows
   float* scores;        // (threads, score_stride): attention scores of one head per thread
   int64_t score_stride;
   float* cos;  // (context_length, head_dim / 2), filled as positions are reached
@@ -70,6 +73,8 @@ struct Scratch {
     up = arena.take<float>(batch * intermediate_stride);
     product = arena.take<float>(batch * intermediate_stride);
     logits = arena.take<float>(shape.vocab_size);
+    block_best = arena.take<float>(2 * best_blocks(shape.vocab_size));
+    best = arena.take<int32_t>(best_capacity(shape.vocab_size));
     scores = arena.take<float>(static_cast<int64_t>(threads) * score_stride);
     cos = arena.take<float>(context_length * half_dim);
     sin = arena.take<float>(context_length * half_dim);

@@ -21,6 +21,7 @@ from qh_runtime.evaluation.divergence import measure_divergence
 from qh_runtime.evaluation.model import open_model
 from qh_runtime.evaluation.perplexity import measure_perplexity
 from qh_runtime.evaluation.windows import Sliding
+from qh_runtime.packing.matrices import HeadScan
 from qh_runtime.tokenizers.from_hf import load_tokenizer
 
 # As much text as is ever useful here; a larger file is cut.
@@ -39,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--stride", type=_positive, help="tokens between windows; half a window")
     parser.add_argument("--limit", type=_positive, default=4096, help="tokens of the text (4096)")
     parser.add_argument("--threads", type=_positive, default=1)
+    parser.add_argument(
+        "--head-scan", action="store_true", help="scan the head in 4 bits whatever its size"
+    )
     parser.add_argument("--exact", action="store_true", help="float32 activations and KV cache")
     options = parser.parse_args(arguments)
     try:
@@ -80,7 +84,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     base = open_with(options.model, pack=None, exact=True)
     results = []
     for pack in options.pack or [None]:
-        model = open_with(options.model, pack=pack, exact=options.exact)
+        head_scan: HeadScan = "always" if options.head_scan else "auto"
+        model = open_with(options.model, pack=pack, head_scan=head_scan, exact=options.exact)
         results.append(
             {
                 "pack": pack,

@@ -10,6 +10,7 @@ from qh_runtime.architectures import DecoderSpec, decoder_shape, spec_from_confi
 from qh_runtime.checkpoints.config import read_config
 from qh_runtime.checkpoints.layouts import layout_for
 from qh_runtime.evaluation.engines import NativeEngine
+from qh_runtime.packing.matrices import HeadScan
 from qh_runtime.packing.packed_model import load_packed_model
 from qh_runtime.store.source import open_source
 
@@ -34,6 +35,7 @@ def open_model(
     folder: Path,
     *,
     pack: str | None,
+    head_scan: HeadScan = "auto",
     context_length: int,
     threads: int = 1,
     exact: bool = False,
@@ -42,7 +44,7 @@ def open_model(
     """The C++ decoder of a checkpoint; packed in memory, nothing is written.
 
     Args:
-        pack: weight format of dense linear layers; None keeps what the checkpoint holds.
+        pack, head_scan: see `plan_matrices`.
         exact: float32 activations and KV cache.
 
     Raises:
@@ -51,7 +53,9 @@ def open_model(
     config = read_config(folder).model
     spec = spec_from_config(config)
     source = open_source(folder)
-    packed = load_packed_model(spec, source, layout_for(config), pack=pack, threads=threads)
+    packed = load_packed_model(
+        spec, source, layout_for(config), pack=pack, head_scan=head_scan, threads=threads
+    )
     assert packed is not None  # only a cancelled load returns None
     decoder = Decoder(
         decoder_shape(spec),

@@ -118,6 +118,8 @@ def compare_with_source(
         CheckpointError: the checkpoint's rows cannot be packed.
     """
     held = dict(matrices_of(spec, packed.weights))
+    if packed.weights.head_scan is not None:
+        held[f"{spec.head.name}.scan"] = packed.weights.head_scan
     tables = {spec.embedding, spec.head.name}
     dense_left, coded_left = _DENSE_WEIGHTS, _CODED_WEIGHTS
     order = random.Random(_SEED).sample(packed.matrices, len(packed.matrices))
@@ -125,7 +127,7 @@ def compare_with_source(
     for plan in order:
         if not plan.repacked:
             continue
-        if not source.holds(f"{plan.name}.weight"):
+        if not source.holds(f"{plan.module}.weight"):
             # Removed after all of the pack was compared with it.
             continue
         if plan.format == "ternary":
@@ -134,8 +136,8 @@ def compare_with_source(
             dense_left -= _PACKED_TILES * TILE_ROWS * plan.cols
         if (coded_left if plan.format == "ternary" else dense_left) < 0:
             continue
-        rows_of = DenseLayout() if plan.name in tables else layout
-        weights = rows_of.linear(source, plan.name, plan.shape)
+        rows_of = DenseLayout() if plan.module in tables else layout
+        weights = rows_of.linear(source, plan.module, plan.shape)
         target = formats.get(plan.format)
         tile_bytes = target.nbytes((TILE_ROWS, plan.cols))
         for tile in sampled_tiles(plan.rows, _PACKED_TILES):

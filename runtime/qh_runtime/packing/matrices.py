@@ -8,6 +8,8 @@ Rules, in one place:
 - Embedding and head take int8 when the pack format is a packed one (a tied int8 head is a large
   share of the bytes read per token, and 8 bits lose nothing that 4-bit layers would not), else the
   dense pack format itself.
+- Where the layers are packed, a large head is packed once more in 4 bits (`DecoderWeights`): it is
+  read for every token, and a third of the bytes of a ternary model.
 - A dense model is never rounded to ternary: that needs training.
 """
 
@@ -16,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from qh_runtime.architectures.base import DecoderSpec, LinearSpec
 from qh_runtime.checkpoints.layouts import Layout
@@ -25,11 +28,17 @@ from qh_runtime.checkpoints.strict_json import quoted
 from qh_runtime.errors import CheckpointError, PlanError
 from qh_runtime.formats import get, names
 
-__all__ = ["MatrixPlan", "check_tensors", "pack_formats", "plan_matrices"]
+__all__ = ["HeadScan", "MatrixPlan", "check_tensors", "pack_formats", "plan_matrices"]
+
+# "unused" packs what "auto" does, so that there is one pack, and leaves the scan in its file.
+HeadScan = Literal["auto", "unused", "always"]
 
 # Tensors that old exporters wrote and no decoder reads.
 _IGNORED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.masked_bias|rotary_pos_emb\.inv_freq)$")
 _HEAD = "lm_head.weight"
+_SCAN_FORMAT = "int4_g32"
+# Below this a head is a small share of a model.
+_SCAN_VOCAB = 16384
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,8 @@ class MatrixPlan:
     """One matrix of a model, before its data is read.
 
     Attributes:
-        name: module path in the checkpoint; `<name>.weight` or what the layout has in its place.
+        name: module path in the checkpoint; that of the scan of a head ends in ".scan".
+        module: module path; `<module>.weight` or what the layout has in its place is read.
         format: weight format in memory.
         rows, cols: (out_features, in_features).
         nbytes: size in that format.
@@ -45,6 +55,7 @@ class MatrixPlan:
     """
 
     name: str
+    module: str
     format: str
     rows: int
     cols: int
@@ -56,6 +67,11 @@ class MatrixPlan:
         """(rows, cols)."""
         return (self.rows, self.cols)
 
+    @property
+    def is_scan(self) -> bool:
+        """The head once more in few bits, beside the head."""
+        return self.name != self.module
+
 
 def pack_formats() -> tuple[str, ...]:
     """Weight formats that a dense model can be packed to."""
@@ -63,12 +79,18 @@ def pack_formats() -> tuple[str, ...]:
 
 
 def plan_matrices(
-    spec: DecoderSpec, source: TensorSource, layout: Layout, pack: str | None = None
+    spec: DecoderSpec,
+    source: TensorSource,
+    layout: Layout,
+    pack: str | None = None,
+    *,
+    head_scan: HeadScan = "auto",
 ) -> tuple[MatrixPlan, ...]:
-    """All matrices: embedding, linear layers in the order they run, head (absent if tied).
+    """All matrices: embedding, linear layers in the order they run, head (absent if tied), scan.
 
     Args:
         pack: a name of `pack_formats()`, or None.
+        head_scan: "always" has a scan of any head; else see the rules above.
 
     Raises:
         PlanError: not a format to pack to. Facts: format, known.
@@ -91,7 +113,16 @@ def plan_matrices(
         planned.extend(_plan(linear, source, layout, pack) for linear in layer.linears)
     if not spec.tied_head:
         planned.append(_plan(spec.head, source, dense, table_pack))
+    scan = _scan(spec, planned[0] if spec.tied_head else planned[-1])
+    packs = any(x.repacked for x in planned)
+    if head_scan == "always" or (packs and spec.vocab_size >= _SCAN_VOCAB):
+        planned.append(scan)
     return tuple(planned)
+
+
+def _scan(spec: DecoderSpec, head: MatrixPlan) -> MatrixPlan:
+    nbytes = get(_SCAN_FORMAT).nbytes(head.shape)
+    return MatrixPlan(f"{head.name}.scan", head.name, _SCAN_FORMAT, *head.shape, nbytes, True)
 
 
 def check_tensors(spec: DecoderSpec, source: TensorSource, layout: Layout) -> None:
@@ -153,4 +184,5 @@ def _plan(linear: LinearSpec, source: TensorSource, layout: Layout, pack: str | 
     held = layout.format_of(source, linear.name)
     chosen = pack if pack is not None and get(held).family == "dense" else held
     repacked = chosen != held or get(held).family != "dense"
-    return MatrixPlan(linear.name, chosen, *shape, get(chosen).nbytes(shape), repacked)
+    nbytes = get(chosen).nbytes(shape)
+    return MatrixPlan(linear.name, linear.name, chosen, *shape, nbytes, repacked)

@@ -80,8 +80,8 @@ def check_pack(
 
     def compare(matrix: MatrixPlan) -> None:
         nonlocal failed
-        rows_of = DenseLayout() if matrix.name in tables else layout
-        weights = rows_of.linear(source, matrix.name, matrix.shape)
+        rows_of = DenseLayout() if matrix.module in tables else layout
+        weights = rows_of.linear(source, matrix.module, matrix.shape)
         held = file.buffer(matrix.name)
         pieces = packed_rows(matrix.name, weights, matrix.format, lambda: failed or stopped())
         for offset, data in pieces:

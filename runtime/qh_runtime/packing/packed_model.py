@@ -21,7 +21,7 @@ from qh_runtime.checkpoints.layouts.dense import DenseLayout, dense_matrix, floa
 from qh_runtime.checkpoints.reader import TensorSource
 from qh_runtime.checkpoints.strict_json import is_text
 from qh_runtime.errors import CheckpointError, StoreError
-from qh_runtime.packing.matrices import MatrixPlan, check_tensors, plan_matrices
+from qh_runtime.packing.matrices import HeadScan, MatrixPlan, check_tensors, plan_matrices
 from qh_runtime.packing.pack_file import (
     FOLDER_KEY,
     SOURCE_KEY,
@@ -89,6 +89,7 @@ def load_packed_model(
     layout: Layout,
     *,
     pack: str | None = None,
+    head_scan: HeadScan = "auto",
     cache_folder: Path | None = None,
     memory_fallback: bool = False,
     progress: Progress | None = None,
@@ -100,7 +101,7 @@ def load_packed_model(
     """Bring a checkpoint into the kernels' layouts; a pack is made at most once.
 
     Args:
-        pack: weight format for dense linear layers (see `plan_matrices`); None keeps them.
+        pack, head_scan: see `plan_matrices`.
         cache_folder: where packs are kept; None packs in memory.
         memory_fallback: pack in memory where the cache cannot be written; `reason` says so.
         progress: told how far packing is; not called where nothing is packed.
@@ -119,11 +120,11 @@ def load_packed_model(
         StoreError: the pack cannot be written and memory_fallback is False. Facts: path,
             required_bytes, and free_bytes where space is missing.
     """
-    matrices = plan_matrices(spec, source, layout, pack)
+    matrices = plan_matrices(spec, source, layout, pack, head_scan=head_scan)
     check_tensors(spec, source, layout)
     order = write_order(matrices)
     job = _Packing(source, layout, spec, order, progress, cancelled or (lambda: False), threads)
-    job.folder, job.kept_pack = folder, kept_pack
+    job.folder, job.kept_pack, job.scan_in_memory = folder, kept_pack, head_scan != "unused"
     origin: Origin = "checkpoint"
     path, reason = None, None
     buffers: Buffers | None = {}
@@ -135,6 +136,8 @@ def load_packed_model(
             return None
     else:
         buffers = {}
+    if head_scan == "unused":
+        matrices = tuple(x for x in matrices if not x.is_scan)
     model = _assemble(spec, job, matrices, buffers, origin, path, reason)
     # Again: the system maps up to 2 MB around a norm that is read.
     for matrix in order:
@@ -248,6 +251,7 @@ class _Packing:
         self.pack: PackFile | None = None  # once one is opened
         self.folder: Path | None = None
         self.kept_pack: Path | None = None
+        self.scan_in_memory = True
         self._tables = {spec.embedding, spec.head.name}
         self._progress, self._threads = progress, min(max(1, threads), _MAX_THREADS)
 
@@ -260,6 +264,8 @@ class _Packing:
 
     def in_memory(self) -> Buffers | None:
         """Packed buffers, 64-byte aligned, or None if cancelled."""
+        if not self.scan_in_memory:
+            self.matrices = tuple(x for x in self.matrices if not x.is_scan)
         buffers = {matrix.name: _aligned_empty(matrix.nbytes) for matrix in self.matrices}
 
         def write(name: str, offset: int, data: NDArray[np.uint8]) -> None:
@@ -278,7 +284,7 @@ class _Packing:
         done_bytes = {matrix.name: 0 for matrix in self.matrices}
 
         def pack_one(matrix: MatrixPlan) -> None:
-            weights = self._layout(matrix).linear(self.source, matrix.name, matrix.shape)
+            weights = self._layout(matrix).linear(self.source, matrix.module, matrix.shape)
             for offset, data in packed_rows(matrix.name, weights, matrix.format, stop.is_set):
                 write(matrix.name, offset, data)
                 done_bytes[matrix.name] += data.nbytes
@@ -305,12 +311,15 @@ class _Packing:
 
     def release(self, matrix: MatrixPlan) -> None:
         """Let go of the memory of the checkpoint's tensors that a matrix is packed from."""
-        for tensor in self._layout(matrix).tensors_of(self.source, matrix.name):
+        if matrix.is_scan and not any(x.name == matrix.module for x in self.matrices):
+            # The head itself is used where it lies.
+            return
+        for tensor in self._layout(matrix).tensors_of(self.source, matrix.module):
             if self.source.holds(tensor):
                 release_pages(self.source.read(tensor))
 
     def _layout(self, matrix: MatrixPlan) -> Layout:
-        return DenseLayout() if matrix.name in self._tables else self.layout
+        return DenseLayout() if matrix.module in self._tables else self.layout
 
 
 def _aligned_empty(size: int) -> NDArray[np.uint8]:
@@ -345,6 +354,7 @@ def _assemble(
         head=built[spec.embedding if spec.tied_head else spec.head.name],
         final_norm=final_norm,
         layers=layers,
+        head_scan=next((built[plan.name] for plan in matrices if plan.is_scan), None),
     )
     heap += final_norm.nbytes + sum(
         value.nbytes

@@ -20,6 +20,10 @@ _ALIGNMENT = 64
 _PAD = 128
 _GROUP = 32
 
+# kBestBlock and kRescoredRows of its best_rows.h.
+_BEST_BLOCK = 64
+_RESCORED_ROWS = 128
+
 # What the process grows by after it was measured, besides what the plan lists: the loader's own
 # modules, native module, template engine, thread stacks. 12 MB in `qh-chat run` (x86-64 Linux,
 # CPython 3.11, 2026-11).
@@ -54,6 +58,8 @@ def scratch_bytes(
         *[4 * batch_tokens] * 2,  # their scales and sums, by token
         *[4 * batch_tokens * (widest // _GROUP)] * 2,  # and by group
         4 * spec.vocab_size,
+        4 * 2 * -(-spec.vocab_size // _BEST_BLOCK),  # the best of the scanned logits
+        4 * min(spec.vocab_size, _RESCORED_ROWS * (_BEST_BLOCK + 1)),
         4 * threads * scores,
         *[4 * context_length * (spec.head_dim // 2)] * 2,  # cosines and sines
     ]

@@ -48,6 +48,7 @@ class WeightFormats:
     Attributes:
         linear: of the linear layers of the blocks. embedding, head: of these; a tied head shares
             the embedding's bytes and its own entry is not read.
+        head_scan: of the head once more, in few bits; None where there is none.
         overrides: module name to format, for single matrices that differ.
         placement: packed weights are mapped from a file, or allocated.
     """
@@ -55,6 +56,7 @@ class WeightFormats:
     linear: str
     embedding: str
     head: str
+    head_scan: str | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
     placement: Placement = "mapped"
 
@@ -293,6 +295,10 @@ def _weight_items(spec: DecoderSpec, weights: WeightFormats) -> tuple[PlanItem, 
         items[0] = dataclasses.replace(items[0], note=f"{weights.embedding}, also the head")
     else:
         items.insert(1, item("head", size(spec.head, weights.head), weights.head))
+    if weights.head_scan is not None:
+        count = formats.get(weights.head_scan).nbytes((spec.vocab_size, spec.hidden_size))
+        note = f"{weights.head_scan}, read for every token in place of the head"
+        items.append(item("head scan", count, note))
     norms = PlanItem("norms", "weights", norm_bytes(spec), 0, "allocated", "f32, with biases")
     return (*items, norms)
 

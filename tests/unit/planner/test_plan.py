@@ -13,10 +13,7 @@ from hypothesis import strategies as st
 
 from qh_runtime.errors import DoesNotFitError, FormatError, PlanError
 from qh_runtime.formats import base as formats
-from qh_runtime.hardware.cpu import CpuFacts
 from qh_runtime.hardware.facts import Fact
-from qh_runtime.hardware.memory import MemoryFacts
-from qh_runtime.hardware.profile import HardwareProfile, PlatformFacts
 from qh_runtime.options import LoadOptions
 from qh_runtime.planner.plan import (
     Plan,
@@ -26,20 +23,12 @@ from qh_runtime.planner.plan import (
     packed_formats,
 )
 from qh_runtime.units import gigabytes
+from tests.support.imagined_machine import machine
 from tests.support.specs import BITNET_2B, LLAMA_1B, PROSE_7M, TINY_QWEN3, spec_of
 
-NONE: Fact[Any] = Fact(None, "imagined")
 GIB = 1 << 30
 TERNARY = WeightFormats("ternary", "f16", "f16")
 BF16 = WeightFormats("bf16", "bf16", "bf16")
-
-
-def machine(usable_bytes: int | None, threads: int = 2, logical: int = 4) -> HardwareProfile:
-    """An imagined machine."""
-    memory = MemoryFacts(*[NONE] * 8, Fact(usable_bytes, "imagined"))
-    cores = (Fact(logical, "x"), Fact(threads, "x"), NONE, NONE, NONE, Fact(threads, "imagined"))
-    cpu = CpuFacts(NONE, NONE, *cores, NONE, NONE, NONE)
-    return HardwareProfile(memory, cpu, NONE, NONE, PlatformFacts(NONE, NONE, NONE, NONE))
 
 
 def plan_of(
