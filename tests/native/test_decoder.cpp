@@ -71,6 +71,7 @@ class RandomModel {
     view_.shape = shape;
     view_.embedding = {matrix(FormatId::bf16, shape.vocab_size, shape.hidden_size), nullptr};
     view_.head = {matrix(formats[0], shape.vocab_size, shape.hidden_size), nullptr};
+    view_.head_scan = {matrix(formats[0], shape.vocab_size, shape.hidden_size), nullptr};
     view_.final_norm = vector(shape.hidden_size, 1.0f);
     view_.inv_freq = vector(shape.head_dim / 2, 0.3f);
     view_.rms_norm_eps = 1e-5f;

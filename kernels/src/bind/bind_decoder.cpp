@@ -183,8 +183,8 @@ void bind_decoder(nb::module_& module) {
                     const nb::object&, const nb::list&, int64_t, int, const std::string&, bool,
                     int64_t, bool>(),
            "isa"_a, "sizes"_a, "rms_norm_eps"_a, "activation"_a, "inv_freq"_a, "embedding"_a,
-           "head"_a, "head_scan"_a.none(), "final_norm"_a, "layers"_a, "context_length"_a, "threads"_a, "kv_type"_a,
-           "exact"_a, "batch_tokens"_a, "trace"_a)
+           "head"_a, "head_scan"_a.none(), "final_norm"_a, "layers"_a, "context_length"_a,
+           "threads"_a, "kv_type"_a, "exact"_a, "batch_tokens"_a, "trace"_a)
       .def("prefill", &NativeDecoder::prefill, "tokens"_a)
       .def("forward", &NativeDecoder::forward, "tokens"_a, "logits"_a)
       .def("next_token", &NativeDecoder::next_token, "sampler"_a)

@@ -344,8 +344,8 @@ void Decoder::compute_logits(int64_t first_row, int64_t n_tokens, int64_t begin,
   }
 }
 
-// Computes the best of the scanned logits of one token again, from the head itself. Rows of a packed
-// head come in tiles, and then the whole tile of a row is computed.
+// Computes the best of the scanned logits of one token again, from the head itself. Rows of a
+// packed head come in tiles, and then the whole tile of a row is computed.
 void Decoder::rescore(int64_t token, float* logits) noexcept {
   const MatrixView& w = model_.head.w;
   const Scratch& s = scratch_;

@@ -48,7 +48,7 @@ struct ModelView {
   Linear head;       // (vocab_size, hidden_size)
   // The head once more in fewer bits, or no data. Where it is, all logits come from it, and those
   // of the best rows again from `head`; see best_rows.h.
-  Linear head_scan;
+  Linear head_scan{};
   const float* final_norm;
   const float* inv_freq;  // (head_dim / 2)
   float rms_norm_eps;
