@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,22 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
 
 
+@pytest.fixture(scope="session")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Paths for the QH_HOME of each test, one after another.
+
+    In a folder of their own: pytest reads the whole one that it numbers in, for each test again.
+    """
+    place = tmp_path_factory.mktemp("homes")
+    return (place / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def isolated(homes: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test has its own settings, history and store, fixed seeds and no way to the network."""
-    monkeypatch.setenv("QH_HOME", str(tmp_path_factory.mktemp("qh_home")))
+    home = next(homes)
+    home.mkdir()
+    monkeypatch.setenv("QH_HOME", str(home))
     for name in ("QH_LOG", "QH_THREADS", "QH_FORCE_ISA"):
         monkeypatch.delenv(name, raising=False)
     random.seed(20261123)

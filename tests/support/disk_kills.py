@@ -1,4 +1,4 @@
-"""`python -m tests.support.disk_kills kill|refuse remove|prune MOST FOLDER`: at up to MOST points.
+"""`python -m tests.support.disk_kills kill,refuse remove,prune MOST,MOST FOLDER`: at up to so many.
 
 After each disturbance the other model is whole and listed as ready, the removed one is there or
 gone, and one more run leaves exactly the files of what is there. Prints how many there were.
@@ -14,13 +14,13 @@ from qh_runtime.store.disk import prune, remove
 from qh_runtime.store.integrity import Verifier
 from qh_runtime.store.layout import StoreLayout
 from qh_runtime.store.manifest import read_manifest
-from tests.support.kill_points import How, disturb_at_points
+from tests.support.kill_points import How, disturb_at_points, read_plan
 from tests.support.stored_models import put_blob, store_model
 
 _FILES = {f"f{x}": bytes([x]) * 3000 for x in range(5)}
 
 
-def main(how: How, operation: str, most: int, folder: Path) -> int:
+def main(how: How, most: int, operation: str, folder: Path) -> int:
     """Disturb it; returns how often."""
     layout, packed = StoreLayout(folder / "store"), folder / "packed"
 
@@ -56,6 +56,7 @@ def main(how: How, operation: str, most: int, folder: Path) -> int:
         assert len(list(layout.snapshots.iterdir())) == len(left)
         assert not list(layout.parts.iterdir())
         assert not list(packed.iterdir())
+        assert list(layout.locks.iterdir()) == [layout.store_lock]
 
     def act() -> None:
         if operation == "remove":
@@ -67,5 +68,5 @@ def main(how: How, operation: str, most: int, folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    chosen: How = "kill" if sys.argv[1] == "kill" else "refuse"
-    print(main(chosen, sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])))
+    plan = [(x, y) for x in read_plan(sys.argv[1], sys.argv[3]) for y in sys.argv[2].split(",")]
+    print(sum(main(*x, y, Path(sys.argv[4])) for x, y in plan))

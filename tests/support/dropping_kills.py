@@ -1,4 +1,4 @@
-"""`python -m tests.support.dropping_kills kill|refuse MOST FOLDER`: `drop_source` at MOST points.
+"""`python -m tests.support.dropping_kills kill,refuse MOST,MOST FOLDER`: `drop_source`, disturbed.
 
 After each disturbance the model loads to the same bytes as before, and one prune leaves only what
 is named. Prints how many there were.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from qh_runtime.architectures import spec_from_config
@@ -22,14 +23,14 @@ from qh_runtime.store.integrity import Verifier, check
 from qh_runtime.store.layout import StoreLayout
 from qh_runtime.store.manifest import read_manifest
 from qh_runtime.store.source import open_source
-from tests.support.kill_points import How, disturb_at_points
+from tests.support.kill_points import How, disturb_at_points, read_plan
 from tests.support.model_tensors import config, random_tensors, write_checkpoint
 from tests.support.stored_models import folder_files, store_model
 
 NAME = "org/model"
 
 
-def main(how: How, most: int, folder: Path) -> int:
+def main(plan: Sequence[tuple[How, int]], folder: Path) -> int:
     """Disturb it; returns how often."""
     master = folder / "master"
     layout, packed = StoreLayout(folder / "store"), folder / "packed"
@@ -75,9 +76,8 @@ def main(how: How, most: int, folder: Path) -> int:
     def act() -> None:
         drop_source(layout, packed, NAME)
 
-    return disturb_at_points(how, prepare, act, verify, most)
+    return sum(disturb_at_points(how, prepare, act, verify, most) for how, most in plan)
 
 
 if __name__ == "__main__":
-    chosen: How = "kill" if sys.argv[1] == "kill" else "refuse"
-    print(main(chosen, int(sys.argv[2]), Path(sys.argv[3])))
+    print(main(read_plan(sys.argv[1], sys.argv[2]), Path(sys.argv[3])))

@@ -1,4 +1,4 @@
-"""`python -m tests.support.import_kills kill|refuse MOST FOLDER MODEL`: an import at MOST points.
+"""`python -m tests.support.import_kills kill,refuse MOST,MOST FOLDER MODEL`: imports, disturbed.
 
 After each disturbance a model is listed as ready only if it is whole, and the next import makes it
 whole. Prints how many there were.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from qh_runtime.hardware.profile import probe
@@ -17,10 +18,10 @@ from qh_runtime.store.integrity import Verifier
 from qh_runtime.store.layout import StoreLayout
 from qh_runtime.store.manifest import read_manifest
 from qh_runtime.store.store import ModelStore
-from tests.support.kill_points import How, disturb_at_points
+from tests.support.kill_points import How, disturb_at_points, read_plan
 
 
-def main(how: How, most: int, folder: Path, model: Path) -> int:
+def main(plan: Sequence[tuple[How, int]], folder: Path, model: Path) -> int:
     """Disturb it; returns how often."""
     layout = StoreLayout(folder / "store")
     profile = probe(folder)
@@ -45,9 +46,8 @@ def main(how: How, most: int, folder: Path, model: Path) -> int:
     def prepare() -> None:
         shutil.rmtree(layout.root, ignore_errors=True)
 
-    return disturb_at_points(how, prepare, bring, check, most)
+    return sum(disturb_at_points(how, prepare, bring, check, most) for how, most in plan)
 
 
 if __name__ == "__main__":
-    chosen: How = "kill" if sys.argv[1] == "kill" else "refuse"
-    print(main(chosen, int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])))
+    print(main(read_plan(sys.argv[1], sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])))

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from qh_runtime.errors import QhError
 
-__all__ = ["disturb_at_points"]
+__all__ = ["How", "disturb_at_points", "read_plan"]
 
 How = Literal["kill", "refuse"]
 
@@ -25,6 +25,15 @@ _CHANGES = frozenset(
     {"os.remove", "os.rename", "os.rmdir", "os.symlink", "os.link", "os.mkdir", "os.truncate"}
 )
 _MOST_POINTS = 10_000
+
+
+def read_plan(hows: str, most: str) -> list[tuple[How, int]]:
+    """Of the words "kill,refuse" and "20,10": how, and at up to how many points, one after another.
+
+    One process for all of them, because most of its time goes into starting.
+    """
+    pairs = zip(hows.split(","), most.split(","), strict=True)
+    return [("kill" if how == "kill" else "refuse", int(count)) for how, count in pairs]
 
 
 def disturb_at_points(

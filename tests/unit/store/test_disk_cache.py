@@ -151,7 +151,7 @@ def test_a_lock_that_is_pruned_all_the_time_is_still_one_lock(
         thread.start()
     removed = 0
     try:
-        while removed < 20 or sum(rounds) < 60:
+        while removed < 8 or sum(rounds) < 24:
             removed += len(prune(layout, packed).pieces)
     finally:
         stop.stop()

@@ -18,7 +18,7 @@ from tests.support.fetch_child import Child, ChildFetcher
 from tests.support.figures import Record
 from tests.support.payload_server import PayloadServer
 
-SIZE = 24 * CHUNK_BYTES + 99
+SIZE = 12 * CHUNK_BYTES + 99
 CONTENT = random.Random(5).randbytes(SIZE)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 # What one kill may cost: the bound of the reliability figures.
@@ -70,7 +70,7 @@ def kill_again_and_again(
                 before, sent = kept_bytes(layout), server.sent_bytes
                 child = children.start(layout.root, file, FetchOptions())
                 # Anywhere in the next few MiB; past the last byte it is the end that is hit.
-                wait_until_sent(server, sent + min(rng.randrange(8 << 20), SIZE - before), child)
+                wait_until_sent(server, sent + min(rng.randrange(6 << 20), SIZE - before), child)
                 if before == SIZE:
                     # Hashing, making durable, renaming: as long as it takes, now and then.
                     child.ended.wait(rng.random() * 0.15)

@@ -266,17 +266,15 @@ def test_records_that_break_a_rule(
 @pytest.mark.parametrize(
     ("how", "most"),
     [
-        ("kill", 20),
-        ("refuse", 10),
-        pytest.param("kill", 200, marks=pytest.mark.slow),
-        pytest.param("refuse", 200, marks=pytest.mark.slow),
+        ("kill,refuse", "20,10"),
+        pytest.param("kill,refuse", "200,200", marks=pytest.mark.slow),
     ],
 )
 def test_disturbed_at_any_point_it_loads_before_and_after(
-    store_root: Path, how: str, most: int, record_property: Record
+    store_root: Path, how: str, most: str, record_property: Record
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.dropping_kills", how, str(most), str(store_root)],
+        [sys.executable, "-m", "tests.support.dropping_kills", how, most, str(store_root)],
         cwd=REPOSITORY,
         env=qh_environment(store_root),
         capture_output=True,

@@ -465,16 +465,14 @@ def test_a_cache_may_link_into_its_own_blobs_alone(
 @pytest.mark.parametrize(
     ("how", "most"),
     [
-        ("kill", 20),
-        ("refuse", 10),
-        pytest.param("kill", 200, marks=pytest.mark.slow),
-        pytest.param("refuse", 200, marks=pytest.mark.slow),
+        ("kill,refuse", "20,10"),
+        pytest.param("kill,refuse", "200,200", marks=pytest.mark.slow),
     ],
 )
 def test_disturbed_at_any_point_it_goes_on(
-    folder: Path, store_root: Path, how: str, most: int, record_property: Record
+    folder: Path, store_root: Path, how: str, most: str, record_property: Record
 ) -> None:
-    words = (how, str(most), str(store_root), str(folder))
+    words = (how, most, str(store_root), str(folder))
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.import_kills", *words],
         cwd=REPOSITORY,

@@ -68,7 +68,7 @@ def publish(hub: HubStub, name: str, kind: str, dice: random.Random) -> dict[str
     return {"repo": name, asked: str(hostile)}
 
 
-@pytest.mark.parametrize("count", [36, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [18, pytest.param(1000, marks=pytest.mark.slow)])
 def test_nothing_outside_is_read_or_written(
     hub: HubStub, store_root: Path, count: int, record_property: Record
 ) -> None:
