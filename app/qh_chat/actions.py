@@ -41,6 +41,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("help", "f1", "app", "help", "help", "Every key and what it does", True, True),
     Action("chats", "f2", "chat", "toggle_chats", "chats", "Show or hide the list of chats", True),
     Action("models", "f3", "app", "models", "models", "Choose a model", True, True),
+    Action("pull", "", "app", "pull", "pull a model", "Fetch a model of the hub", True),
     Action("options", "f5", "chat", "options", "this chat",
            "System prompt and sampling of this chat", True),
     Action("settings", "f6", "app", "settings", "settings",

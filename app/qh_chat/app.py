@@ -391,6 +391,13 @@ class QhChatApp(App[int]):
         """Show the model picker."""
         self._open(ModelsScreen())
 
+    def action_pull(self) -> None:
+        """Ask for a model of the hub."""
+        picker = ModelsScreen()
+        self._open(picker)
+        if self.screen is picker:
+            picker.call_after_refresh(picker.action_pull)
+
     def action_settings(self) -> None:
         """Show the settings."""
         self._open(SettingsScreen())

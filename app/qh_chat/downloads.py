@@ -197,12 +197,14 @@ class Downloads:
         return running.stop, lambda event: self._show(running, event), confirm
 
     def _show(self, running: Running, event: PullEvent) -> None:
-        from qh_runtime.store.pull import Checking, Finished, Transfer
+        from qh_runtime.store.pull import Checking, Finished, Listed, Transfer
 
         # What is said after a stop would hide that it ends.
         if running.stop.stopped:
             return
         match event:
+            case Listed(listing=listing):
+                running.update(text=f"reads headers of commit {listing.commit[:12]}")
             case Checking(file=file):
                 running.update(state="looking", text=f"looks at {file.path}")
             case Transfer(file=file):

@@ -1,4 +1,4 @@
-"""The only place that knows threads: an engine in its own thread, its events as messages.
+"""An engine in a thread of its own, its events as messages.
 
 Every engine call except `cancel` is made on one thread, in the order asked. A second thread hands
 the streamed text on, at most about fifteen times a second, so that a fast model costs the screen

@@ -161,6 +161,39 @@ async def test_leaving_keeps_what_is_here_and_is_quick(
         assert (await models.ended(NAME)).state == "done"
 
 
+async def test_who_is_in_a_chat_is_told(
+    tmp_path: Path, hub: HubStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add(NAME, ternary())
+    async with model_app(tmp_path, monkeypatch) as models:
+
+        def told(text: str) -> bool:
+            return any(text in x.message for x in models.app._notifications)
+
+        await models.press("escape")
+        downloads, settings = models.app.downloads, models.app.settings
+        # A card does not open while somebody writes.
+        assert downloads.pull(NAME, settings)
+        await models.until(lambda: told(f"f3 shows what fetching {NAME} means"))
+        assert models.chat.facts.jobs == "card f3"
+        assert models.app.screen is models.app.chat
+        await models.open()
+        await models.until(lambda: models.dialog is not None)
+        await models.press("f")
+        await models.ended(NAME)
+        await models.press("escape")
+        assert downloads.pull(NAME, settings)
+        await models.until(lambda: told(f"{NAME} is up to date"))
+        assert downloads.verify(NAME, settings)
+        await models.until(lambda: told("sound, 4 files"))
+        assert downloads.pull("org/none", settings)
+        await models.until(lambda: told("org/none: expected a model on"))
+        # The palette's way in.
+        models.app.action_pull()
+        await models.type("org/nowhere")
+        await models.until(lambda: "org/nowhere: expected a model on" in models.said)
+
+
 async def test_one_fetch_moves_and_the_next_one_waits_with_its_card_seen(
     tmp_path: Path, hub: HubStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,7 @@ class ModelsScreen(ModelJobs):
         self._choices: list[ModelChoice] = []
         # A row to move to as soon as it is there, and the one whose sentence is shown.
         self._wanted, self._shown = "", ""
+        self._detail = ""
         self._step: tuple[str, str] = ("", "")
         self._step_began, self._step_done = 0.0, 0
 
@@ -225,7 +226,10 @@ class ModelsScreen(ModelJobs):
                 f"{size_text(info.planned_bytes)} planned"
             )
             lines += info.notes
-        self.query_one("#detail", Static).update(inert("\n".join(lines)))
+        text = inert("\n".join(lines))
+        if text != self._detail:
+            self._detail = text
+            self.query_one("#detail", Static).update(text)
         if choice.name == self._shown and not again:
             return
         self._shown = choice.name
@@ -318,6 +322,7 @@ class ModelsScreen(ModelJobs):
             self.action_refresh()
         else:
             self._table.update_cell(job.name, "state", self._state(choice), update_width=True)
+        self._show_detail()
         if ended:
             self._say_end(job)
             if job.state == "damaged" and self.app.screen is self:

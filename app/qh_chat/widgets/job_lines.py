@@ -68,7 +68,12 @@ def jobs_text(jobs: Sequence[Job]) -> str:
 
 def job_rows(job: Job, width: int) -> list[Content]:
     """One job: what it does with its links, and how far it is."""
-    return [_head(job, width), *([_progress(job, width)] if job.total_bytes else [])]
+    return [_head(job, width), *([_progress(job, width)] if _has_progress(job) else [])]
+
+
+def _has_progress(job: Job) -> bool:
+    """Whether it has something to count; what waits for a word has not begun."""
+    return job.total_bytes > 0 and job.state != "asking"
 
 
 def _head(job: Job, width: int) -> Content:
@@ -167,5 +172,5 @@ class JobLines(Widget):
         return self._rows_needed()
 
     def _rows_needed(self) -> int:
-        rows = sum(2 if job.total_bytes else 1 for job in self._jobs[:SHOWN])
+        rows = sum(2 if _has_progress(job) else 1 for job in self._jobs[:SHOWN])
         return rows + (len(self._jobs) > SHOWN)

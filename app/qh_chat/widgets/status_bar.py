@@ -75,10 +75,10 @@ _CUTS = (
     "planned",
     "first token",
     "bar",
-    "jobs",
     "device",
     "format",
     "memory",
+    "jobs",
 )
 
 
