@@ -19,7 +19,7 @@ import pytest
 from qh_runtime.errors import DownloadError, IntegrityError, StoreError
 from qh_runtime.store.download import fetch_file
 from qh_runtime.store.layout import StoreLayout
-from qh_runtime.store.transfer import FetchOptions, StopSignal, TransferProgress
+from qh_runtime.store.transfer import FetchOptions, StopSignal
 from tests.support.figures import Record
 from tests.support.payload_server import Fault, PayloadServer, Request
 
@@ -203,22 +203,21 @@ def test_right_bytes_or_a_clear_error_for_every_size(
 
 @pytest.mark.slow
 def test_a_stall_is_noticed_in_time_as_shipped(tmp_path: Path, record_property: Record) -> None:
-    content, sha256 = content_of(SIZES["quick"])
-    noticed: list[float] = []
-    stop = StopSignal()
+    """With the options of every pull: the connection that says nothing is given up for another."""
+    content, sha256 = content_of(SIZES["chunks"])
+    asked: list[float] = []
 
-    def watch(progress: TransferProgress) -> None:
-        if progress.state == "retry":
-            noticed.append(time.monotonic())
-            stop.stop()
+    def plan(number: int, request: Request) -> Fault | None:
+        asked.append(time.monotonic())
+        return None if number else Fault(stall_after=MIB, stall_s=120)
 
-    fault = Fault(stall_after=MIB, stall_s=120)
-    with PayloadServer({"file": content}, lambda number, request: fault) as server:
-        begin = time.monotonic()
+    options = FetchOptions(connections=1)
+    with PayloadServer({"file": content}, plan) as server:
         file = server.remote_file("file", sha256=sha256)
-        assert fetch_file(StoreLayout(tmp_path), file, FetchOptions(), watch, stop) is None
-    record_property("stall_noticed_s", noticed[0] - begin)
-    assert noticed[0] - begin <= 30
+        assert fetch_file(StoreLayout(tmp_path), file, options, None, StopSignal()) == sha256
+        assert server.sent_bytes == len(content)
+    record_property("stall_noticed_s", asked[1] - asked[0])
+    assert asked[1] - asked[0] <= 30
 
 
 class TestOtherBytes:
