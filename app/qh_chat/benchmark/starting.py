@@ -101,9 +101,10 @@ def measure_start(
         process.returncode = os.waitstatus_to_exitcode(status)
         reader.join()
     if process.returncode != 0 or first is None:
+        said = "".join(stderr).strip().rpartition("\n")[2]
         raise SessionError(
-            f"start of {shape}: expected a token and exit code 0, found {process.returncode}",
-            hint="see the log",
+            f"start of {shape}: expected a token and exit code 0, found {process.returncode}: "
+            f"{said}",
             exit_code=process.returncode,
             stderr="".join(stderr)[-2000:],
         )

@@ -34,6 +34,7 @@ from qh_runtime.first_load.sampling import rows_of_tiles, sampled_rows
 from qh_runtime.formats.base import TILE_ROWS
 from qh_runtime.reference import ops
 from qh_runtime.reference.ops import QuantizedActivations
+from qh_runtime.reference.two_step_head import two_step_logits
 
 __all__ = ["Arithmetic", "check_layer", "decoder_of_layers", "layers_to_check"]
 
@@ -104,11 +105,39 @@ def check_layer(
 ) -> None:
     """Return normally if this layer, fed with the embedding of the tokens, computes what it should.
 
+    Head and scan of the head are followed one by one, and then both together.
+
     Raises:
         WrongResultError: a result differs from the reference.
         FormatError: a matrix holds bytes that its format never writes.
         KernelError: a value is not finite, or memory or threads are refused.
     """
+    scan = None if how.exact else weights.head_scan
+    alone = replace(weights, head_scan=None)
+    logits, trace = _logits_of_layer(spec, alone, index, tokens, how)
+    with np.errstate(all="ignore"):
+        chain = _Chain(spec, spec.layers[index], alone, weights.layers[index], how, trace)
+        last = chain.run(tokens)
+        chain.check_head(last, logits)
+        if scan is None:
+            return
+        few = replace(alone, head=scan)
+        scanned, trace = _logits_of_layer(spec, few, index, tokens, how)
+        replace(chain, model=few, trace=trace).check_head(last, scanned)
+        found, _ = _logits_of_layer(spec, weights, index, tokens, how)
+        dense = formats.get(weights.head.format).family == "dense"
+        expected = two_step_logits(scanned, logits, 1 if dense else TILE_ROWS)
+        require_close(f"scan of {spec.head.name}", how.isa, found, expected, 0.0)
+
+
+def _logits_of_layer(
+    spec: DecoderSpec,
+    weights: DecoderWeights,
+    index: int,
+    tokens: Sequence[int],
+    how: Arithmetic,
+) -> tuple[F32, dict[tuple[str, bool], TraceRecord]]:
+    """Logits (vocab_size,) of the last token through one layer, and the codes of all of them."""
     n_tokens = len(tokens)
     decoder = decoder_of_layers(spec, weights, slice(index, index + 1), how, n_tokens, trace=True)
     with decoder:
@@ -118,11 +147,8 @@ def check_layer(
         # A prompt is read in batches and an answer token by token: the bits must be the same.
         decoder.truncate(n_tokens - 1)
         decoder.prefill(tokens[-1:])
-        again = decoder.logits()
-    with np.errstate(all="ignore"):
-        chain = _Chain(spec, spec.layers[index], weights, weights.layers[index], how, trace)
-        chain.run(tokens, logits)
-        require_close(f"layer {index} token by token", how.isa, again, logits, 0.0)
+        require_close(f"layer {index} token by token", how.isa, decoder.logits(), logits, 0.0)
+    return logits, trace
 
 
 @dataclass(frozen=True)
@@ -136,8 +162,8 @@ class _Chain:
     how: Arithmetic
     trace: dict[tuple[str, bool], TraceRecord]
 
-    def run(self, tokens: Sequence[int], logits: F32) -> None:
-        """Follow the tokens to the logits of the last one."""
+    def run(self, tokens: Sequence[int]) -> F32:
+        """Follow the tokens to what the head multiplies for the last one, (1, hidden_size)."""
         spec, layer, w = self.spec, self.layer, self.weights
         hidden = self._embedding(tokens)
         normed = self._norm(layer.attention_norm, hidden, w.attention_norm)
@@ -159,9 +185,12 @@ class _Chain:
             inner = self._norm(str(layer.mlp_sub_norm), inner, w.mlp_sub_norm)
         x = self._prepare("down", inner, "down")
         hidden = hidden + self._linear(layer.down, w.down, w.down_bias, x)
-        last = self._norm(spec.final_norm, hidden[-1:], self.model.final_norm)
+        return self._norm(spec.final_norm, hidden[-1:], self.model.final_norm)
+
+    def check_head(self, last: F32, logits: F32) -> None:
+        """Follow the last token to its logits."""
         x = self._prepare("head", last)
-        self._check_rows(spec.head.name, self.model.head, x, logits[None, :])
+        self._check_rows(self.spec.head.name, self.model.head, x, logits[None, :])
 
     def _close(
         self, what: str, found: NDArray[Any], expected: NDArray[Any], bound: NDArray[Any] | float

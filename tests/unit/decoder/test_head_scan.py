@@ -15,11 +15,11 @@ from qh_kernels import isa
 from qh_kernels.decoder import Decoder, Matrix
 from qh_kernels.errors import KernelError
 from qh_runtime import formats
+from qh_runtime.reference.two_step_head import two_step_logits
 from tests.support.decoder_models import DecoderModel, make_model
 
 F32 = NDArray[np.float32]
 ISAS = isa.available()
-RESCORED = 128
 TILE = 16
 TOKENS = [3, 1, 4, 1, 5]
 
@@ -36,16 +36,6 @@ def decoder(
     return Decoder(model.shape, weights, **settings)  # type: ignore[arg-type]
 
 
-def expected(scanned: F32, full: F32, unit: int) -> F32:
-    """What the two steps should give, from the logits of both heads."""
-    rows = []
-    for few, all_bits in zip(scanned, full, strict=True):
-        best = np.argsort(-few, kind="stable")[:RESCORED]
-        again = np.isin(np.arange(len(few)) // unit, best // unit)
-        rows.append(np.where(again, all_bits, few))
-    return np.stack(rows)
-
-
 def check(model: DecoderModel, values: F32, head_format: str, **options: object) -> F32:
     head, scan = packed(head_format, values), packed("int4_g32", values)
     scanned = decoder(model, scan, **options).forward(TOKENS)
@@ -53,7 +43,8 @@ def check(model: DecoderModel, values: F32, head_format: str, **options: object)
     with decoder(model, head, scan, **options) as both:
         found = both.forward(TOKENS)
     unit = 1 if head_format in ("f32", "f16", "bf16") else TILE
-    np.testing.assert_array_equal(found, expected(scanned, full, unit))
+    expected = [two_step_logits(a, b, unit) for a, b in zip(scanned, full, strict=True)]
+    np.testing.assert_array_equal(found, np.stack(expected))
     return found
 
 

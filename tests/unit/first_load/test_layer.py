@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -260,3 +261,35 @@ def test_the_bound_is_above_the_rounding_and_far_below_the_result(name: str) -> 
         expected, bound = product(values, codes)
         assert (np.abs(y[:, rows] - expected) <= bound).all()
         assert bound.max() < 0.002 * np.abs(expected).mean()
+
+
+def _with_scan(head_format: str) -> DecoderModel:
+    """A head that is larger than what is computed again from it."""
+    formats_of = {"linear": "int8", "head": head_format}
+    model = make_model(replace(CASES["llama"], formats=formats_of), vocab_size=9001)
+    values = model.dense.matrices["head"].values
+    scan = Matrix("int4_g32", formats.get("int4_g32").pack(values), *values.shape)
+    return replace(model, weights=replace(model.weights, head_scan=scan))
+
+
+@pytest.mark.parametrize("isa", instruction_sets.available())
+@pytest.mark.parametrize("head_format", ["bf16", "int8"])
+def test_a_sound_scan_of_the_head_passes(head_format: str, isa: str) -> None:
+    model = _with_scan(head_format)
+    check(model, isa=isa)
+    check(model, isa=isa, exact=True)
+
+
+def test_a_wrong_choice_of_rows_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but the scan, as if no row were computed again."""
+    right = native.Decoder
+
+    def scan_alone(shape: Any, weights: Any, **options: Any) -> Decoder:
+        if weights.head_scan is not None:
+            weights = replace(weights, head=weights.head_scan, head_scan=None)
+        return right(shape, weights, **options)
+
+    monkeypatch.setattr(native, "Decoder", scan_alone)
+    with pytest.raises(WrongResultError) as caught:
+        check(_with_scan("bf16"))
+    assert caught.value.facts["object"] == "scan of head"
