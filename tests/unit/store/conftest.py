@@ -24,9 +24,7 @@ def hub_server() -> Iterator[HubStub]:
 
 
 @pytest.fixture
-def hub(
-    hub_server: HubStub, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> HubStub:
+def hub(hub_server: HubStub, monkeypatch: pytest.MonkeyPatch, homes: Iterator[Path]) -> HubStub:
     """An empty hub that the client library may ask, without any token."""
     from huggingface_hub import constants
 
@@ -34,7 +32,7 @@ def hub(
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
-    tokens: Path = tmp_path_factory.mktemp("hf_home")
+    tokens = next(homes)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tokens / "token"))
     monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(tokens / "stored_tokens"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

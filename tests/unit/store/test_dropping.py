@@ -266,7 +266,7 @@ def test_records_that_break_a_rule(
 @pytest.mark.parametrize(
     ("how", "most"),
     [
-        ("kill,refuse", "20,10"),
+        ("kill,refuse", "20,5"),
         pytest.param("kill,refuse", "200,200", marks=pytest.mark.slow),
     ],
 )

@@ -465,7 +465,7 @@ def test_a_cache_may_link_into_its_own_blobs_alone(
 @pytest.mark.parametrize(
     ("how", "most"),
     [
-        ("kill,refuse", "20,10"),
+        ("kill,refuse", "20,5"),
         pytest.param("kill,refuse", "200,200", marks=pytest.mark.slow),
     ],
 )
