@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 from qh_chat.commands.context import Context
 from qh_chat.commands.output import plain
 from qh_chat.inert import inert
+from qh_chat.wrapping import named_rows
 from qh_runtime.store.disk import DiskUse
 from qh_runtime.units import gigabytes
 
@@ -35,10 +37,9 @@ def _lines(use: DiskUse) -> list[str]:
         numbers = (x.own_bytes, x.shared_bytes, x.packed_bytes, x.freed_bytes)
         rows.append((name, *(gigabytes(n) if n else "-" for n in numbers)))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = [
-        f"{row[0]:{widths[0]}}" + "".join(f"  {row[i]:>{widths[i]}}" for i in range(1, 5))
-        for row in rows
-    ]
+    numbers_of = ("  ".join(f"{row[i]:>{widths[i]}}" for i in range(1, 5)) for row in rows)
+    names = (row[0] for row in rows)
+    lines = list(named_rows(list(zip(names, numbers_of, strict=True)), sys.stdout))
     lines.append("")
     lines.append(f"{gigabytes(use.total_bytes)} in all, {gigabytes(use.shared_bytes)} of it shared")
     if use.unfinished_bytes:

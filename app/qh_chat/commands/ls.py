@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 from qh_chat.commands.context import Context
 from qh_chat.inert import inert
+from qh_chat.wrapping import named_rows
 from qh_runtime.store.store import ModelEntry
 
 __all__ = ["run"]
@@ -18,16 +20,17 @@ def run(args: argparse.Namespace, context: Context) -> int:
     if args.json:
         print(json.dumps({"models": [_row(x) for x in entries]}, allow_nan=False))
         return 0
-    width = max((len(x.name) for x in entries), default=4)
-    for x in entries:
-        size = f"{x.file_bytes / 1e6:,.1f} MB" if x.file_bytes else "?"
-        line = (
-            f"{x.name:{width}}  {x.model_type or '?':8} {x.format or '?':8} {size:>12}  {_state(x)}"
-        )
+    for line in named_rows([(x.name, _facts(x)) for x in entries], sys.stdout):
         print(inert(line.replace("\n", " ")))
     if not entries:
         print("no models: qh-chat pull ORG/MODEL fetches one, qh-chat import PATH copies one")
     return 0
+
+
+def _facts(entry: ModelEntry) -> str:
+    size = f"{entry.file_bytes / 1e6:,.1f} MB" if entry.file_bytes else "?"
+    kind = f"{entry.model_type or '?':8} {entry.format or '?':8}"
+    return f"{kind} {size:>12}  {_state(entry)}"
 
 
 def _state(entry: ModelEntry) -> str:
