@@ -136,7 +136,9 @@ class Downloads:
         if running is not None and not running.job.ended:
             running.free = free
             running.stop.stop()
-            running.update(state="stopping", text="")
+            # Before there is a card nothing has arrived: nobody need wait for a silent hub.
+            looks = running.job.state == "looking"
+            running.update(state="stopped" if looks else "stopping", text="")
 
     def close(self, timeout_s: float = 1.0) -> bool:
         """End every job and keep what arrived; True when that was done within the time."""

@@ -219,6 +219,15 @@ class Shelf:
 
         return remove(self.layout, self.paths.packed_dir, name, dry_run=dry_run)
 
+    def remove_packed(self, name: str, settings: Settings, *, dry_run: bool = False) -> Removal:
+        """Remove the packed form of any model, or say what that would free."""
+        from qh_runtime.store.disk import remove_packed
+
+        entry = self.models(settings).store().resolve(name)
+        folder = None if entry.origin == "store" else entry.folder
+        packed = self.paths.packed_dir
+        return remove_packed(self.layout, packed, entry.name, folder, dry_run=dry_run)
+
     def drop_source(
         self,
         name: str,

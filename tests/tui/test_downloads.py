@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +16,7 @@ from tests.support.model_screen import ModelPilot, model_app
 from tests.unit.store.published_models import ternary
 
 NAME = "org/model"
-# Weights of about 30 MB, so that what is fetched twice tells.
+# Weights of 32 MB, so that what is fetched twice tells; at 6 MB/s nobody is late for a key.
 LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8}
 VAST = {"num_hidden_layers": 64, "num_key_value_heads": 4, "max_position_embeddings": 1 << 24}
 MIB = 1 << 20
@@ -86,7 +89,7 @@ async def test_a_pause_outlives_the_app(
     tmp_path: Path, hub: HubStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add(NAME, ternary(**LARGE))
-    async with model_app(tmp_path, monkeypatch, download_limit_mb_s=16.0) as models:
+    async with model_app(tmp_path, monkeypatch, download_limit_mb_s=6.0) as models:
         await models.pull(NAME)
         await models.moved(NAME, 9 * MIB)
         assert models.states[NAME].startswith("fetching ")
@@ -116,7 +119,7 @@ async def test_a_stop_asks_what_is_to_become_of_what_is_here(
     tmp_path: Path, hub: HubStub, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     hub.add(NAME, ternary(**LARGE))
-    async with model_app(tmp_path, monkeypatch, download_limit_mb_s=16.0) as models:
+    async with model_app(tmp_path, monkeypatch, download_limit_mb_s=6.0) as models:
         before = left_bytes(models, tmp_path)
         await models.pull(NAME)
         await models.moved(NAME, 5 * MIB)
@@ -125,7 +128,9 @@ async def test_a_stop_asks_what_is_to_become_of_what_is_here(
         assert "MB are here" in models.asked
         await models.press(key)
         if key == "escape":
-            assert (await models.ended(NAME)).state == "done"
+            job = models.job(NAME)
+            assert job is not None
+            await models.moved(NAME, job.done_bytes + MIB)
             return
         assert (await models.ended(NAME)).state == "stopped"
         if key == "f":
@@ -146,7 +151,7 @@ async def test_leaving_keeps_what_is_here_and_is_quick(
     tmp_path: Path, hub: HubStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add(NAME, ternary(**LARGE))
-    async with model_app(tmp_path, monkeypatch, download_limit_mb_s=8.0) as models:
+    async with model_app(tmp_path, monkeypatch, download_limit_mb_s=6.0) as models:
         await models.pull(NAME)
         await models.moved(NAME, 5 * MIB)
         await models.press("escape")
@@ -158,6 +163,31 @@ async def test_leaving_keeps_what_is_here_and_is_quick(
         assert models.states[NAME].startswith("paused ")
         models.mark(NAME)
         await models.press("space")
+        assert (await models.ended(NAME)).state == "done"
+
+
+async def test_a_silent_hub_is_left_at_once(
+    tmp_path: Path, hub: HubStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speaks = threading.Event()
+
+    def lie(answer: dict[str, Any]) -> None:
+        speaks.wait(30)
+
+    hub.add(NAME, ternary(), lie=lie)
+    async with model_app(tmp_path, monkeypatch) as models:
+        await models.press("p")
+        await models.type(NAME)
+        await models.until(lambda: models.states.get(NAME) == "looking")
+        begin = time.monotonic()
+        await models.press("c")
+        assert (await models.ended(NAME)).state == "stopped"
+        await models.until(lambda: NAME not in models.states)
+        assert time.monotonic() - begin < 5
+        speaks.set()
+        # Nothing of the first attempt is in the way of a second one.
+        hub.repos[NAME].lie = None
+        await models.pull(NAME)
         assert (await models.ended(NAME)).state == "done"
 
 
@@ -199,7 +229,7 @@ async def test_one_fetch_moves_and_the_next_one_waits_with_its_card_seen(
 ) -> None:
     hub.add(NAME, ternary(**LARGE))
     hub.add("org/next", ternary())
-    async with model_app(tmp_path, monkeypatch, download_limit_mb_s=8.0) as models:
+    async with model_app(tmp_path, monkeypatch, download_limit_mb_s=6.0) as models:
         await models.pull(NAME)
         await models.moved(NAME, MIB)
         await models.pull("org/next")

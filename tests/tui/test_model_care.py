@@ -166,7 +166,7 @@ async def test_a_removal_says_what_stays_and_keeps_it(
         assert (await models.ended("org/twin")).state == "done"
 
 
-async def test_the_source_of_a_packed_model_can_go_alone(
+async def test_the_source_or_the_packed_form_of_a_model_can_go_alone(
     tmp_path: Path, hub: HubStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add(NAME, dense(hidden_size=256, head_dim=64, intermediate_size=512))
@@ -178,7 +178,20 @@ async def test_the_source_of_a_packed_model_can_go_alone(
         models.app.choose_model("qh-toy")
         await models.until(lambda: models.app.loaded_name == "qh-toy")
         await models.open()
-        assert "only its source" in await ask_removal(models, NAME)
+        asked = await ask_removal(models, NAME)
+        assert "only its source" in asked
+        assert "only its packed form" in asked
+        await models.press("p")
+        await models.until(lambda: f"{NAME}: its packed form is removed" in models.said)
+        use = disk_use(models.layout, tmp_path / "cache" / "packed").models
+        assert next(x.packed_bytes for x in use if x.name == NAME) == 0
+        assert "only its" not in await ask_removal(models, NAME)
+        await models.press("escape", "enter")
+        await models.until(lambda: models.app.loaded_name == NAME)
+        models.app.choose_model("qh-toy")
+        await models.until(lambda: models.app.loaded_name == "qh-toy")
+        await models.open()
+        await ask_removal(models, NAME)
         await models.press("s")
         job = await models.ended(NAME)
         assert (job.state, "int8 form stands for it" in job.text) == ("done", True)

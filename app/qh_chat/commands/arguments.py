@@ -154,6 +154,11 @@ def add_rm(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="only the weights, whose packed form stays; everything is compared first",
     )
+    parser.add_argument(
+        "--packed",
+        action="store_true",
+        help="only the packed form, also of a folder of your own; the next load makes it again",
+    )
     _add_settings(parser, "pack")
     add_json(parser)
 

@@ -1,9 +1,11 @@
-"""`qh-chat rm NAME`: a model goes, or with --source the weights that its pack stands for."""
+"""`qh-chat rm NAME`: a model goes; or its packed form, or the weights that this stands for."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
+from functools import partial
 
 from qh_chat.commands.context import Context
 from qh_chat.commands.fetch_output import ProgressLine, to_stderr
@@ -21,17 +23,22 @@ __all__ = ["run"]
 
 def run(args: argparse.Namespace, context: Context) -> int:
     """Remove; exit code 0 once it is gone."""
-    shelf = context.shelf()
-    entry = shelf.stored(args.name, context.settings(), "removed")
-    if args.source:
-        return _drop_source(args, context, entry.name)
-    planned = shelf.remove(entry.name, dry_run=True)
+    shelf, settings = context.shelf(), context.settings()
+    remove: Callable[..., Removal]
+    if args.packed:
+        remove, what = partial(shelf.remove_packed, args.name, settings), ": its packed form"
+    else:
+        name = shelf.stored(args.name, settings, "removed").name
+        if args.source:
+            return _drop_source(args, context, name)
+        remove, what = partial(shelf.remove, name), ""
+    planned = remove(dry_run=True)
     if args.dry_run:
-        _print(planned, "would be removed", as_json=args.json)
+        _print(planned, f"{what} would be removed", as_json=args.json)
         return 0
     if not _agreed(args, f"{removal_text(planned)}\nremove it?"):
         return EXIT_DECLINED
-    _print(shelf.remove(entry.name), "is removed", as_json=args.json)
+    _print(remove(), f"{what} is removed", as_json=args.json)
     return 0
 
 
@@ -86,4 +93,4 @@ def _print(removal: Removal, outcome: str, *, as_json: bool) -> None:
         facts = plain(removal)
         print(json.dumps({**facts, "freed_bytes": removal.freed_bytes}, allow_nan=False))
     else:
-        print(inert(f"{removal.name} {outcome}: {gigabytes(removal.freed_bytes)} freed"))
+        print(inert(f"{removal.name}{outcome}: {gigabytes(removal.freed_bytes)} freed"))

@@ -21,7 +21,7 @@ from qh_runtime.units import gigabytes
 
 if TYPE_CHECKING:
     from qh_chat.app import QhChatApp
-    from qh_runtime.store.disk import DiskUse, Pruning
+    from qh_runtime.store.disk import DiskUse, Pruning, Removal
 
 __all__ = ["DiskScreen"]
 
@@ -49,6 +49,8 @@ class DiskScreen(ModalScreen[str | None]):
         super().__init__()
         self._rows: list[str] = []
         self._sizes: list[str] = []
+        # Names of models outside the store, of which only the packed form can be freed.
+        self._folders: set[str] = set()
 
     def compose(self) -> ComposeResult:
         with Vertical(id="disk"):
@@ -89,16 +91,16 @@ class DiskScreen(ModalScreen[str | None]):
             return
         table = self._table
         table.clear()
-        self._rows = []
+        self._rows, self._folders = [], set()
         for x in sorted(use.models, key=lambda x: (x.state == "folder", -x.freed_bytes)):
             if x.state == "folder" and not x.packed_bytes:
                 continue
             state = f" ({_STATES[x.state]})" if x.state in _STATES else ""
-            # Packs of folders elsewhere are made anew by the next load.
-            freed = 0 if x.state == "folder" else x.freed_bytes
             sizes = {"own": x.own_bytes, "shared": x.shared_bytes, "packed": x.packed_bytes}
-            self._add(x.name, state, {**sizes, "frees": freed})
-            self._rows.append(x.name if x.state != "folder" else "")
+            self._add(x.name, state, {**sizes, "frees": x.freed_bytes})
+            self._rows.append(x.name)
+            if x.state == "folder":
+                self._folders.add(x.name)
         if use.left_over_bytes:
             self._add("left over, which no model needs", "", {"frees": use.left_over_bytes})
             self._rows.append(LEFT_OVER)
@@ -135,10 +137,43 @@ class DiskScreen(ModalScreen[str | None]):
         name = self._rows[row] if 0 <= row < len(self._rows) else ""
         if name == LEFT_OVER:
             self._look_what_goes()
+        elif name in self._folders:
+            self._look_what_is_packed(name)
         elif name:
             self.dismiss(name)
-        elif self._rows:
-            self._say("It is a folder of your own: its packed form stays, and so does it.")
+
+    @work(thread=True)
+    def _look_what_is_packed(self, name: str) -> None:
+        try:
+            planned = self.app.shelf.remove_packed(name, self.app.settings, dry_run=True)
+        except QhError as error:
+            self.app.call_from_thread(self._say, str(error))
+            return
+        self.app.call_from_thread(self._ask_packed, planned)
+
+    def _ask_packed(self, planned: Removal) -> None:
+        if planned.name in (self.app.loaded_name, self.app.loading_name):
+            self._say(f"{planned.name} is loaded. Load another model first.")
+            return
+        size = gigabytes(planned.freed_bytes)
+        choices = (Choice("free", f"free {size}", "y"), Choice("no", "no", "esc"))
+
+        def answered(answer: str | None) -> None:
+            if answer == "free":
+                self._remove_packed(planned.name)
+
+        text = "Its own files stay. The next load makes the packed form again."
+        title = f"The packed form of {planned.name}"
+        self.app.push_screen(ChoiceDialog(title, text, choices), answered)
+
+    @work(thread=True)
+    def _remove_packed(self, name: str) -> None:
+        try:
+            self.app.shelf.remove_packed(name, self.app.settings)
+        except QhError as error:
+            self.app.call_from_thread(self._say, str(error))
+            return
+        self.app.call_from_thread(self._add_up)
 
     @work(thread=True)
     def _look_what_goes(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -260,41 +261,53 @@ class ModelJobs(ModalScreen[None]):
         try:
             shelf.stored(name, self.app.settings, "removed")
             planned = shelf.remove(name, dry_run=True)
-            gain = shelf.source_gain(name, self.app.settings)
+            packed = shelf.remove_packed(name, self.app.settings, dry_run=True)
+            gain = shelf.source_gain(name, self.app.settings) if packed.pieces else None
         except QhError as error:
             self.app.call_from_thread(self.say, str(error))
             return
-        self.app.call_from_thread(self._ask_what_goes, planned, gain)
+        self.app.call_from_thread(self._ask_what_goes, planned, packed, gain)
 
-    def _ask_what_goes(self, planned: Removal, gain: int | None) -> None:
+    def _ask_what_goes(self, planned: Removal, packed: Removal, gain: int | None) -> None:
         name = planned.name
         choices = [Choice("remove", f"remove: {gigabytes(planned.freed_bytes)}", "y")]
-        text = removal_text(planned) + "."
+        rows = []
         if gain is not None:
-            choices.append(Choice("source", f"only its source: {gigabytes(gain)}", "s"))
-            text += "\nWithout its source the packed form stands for it, and answers the same."
+            choices.append(Choice("source", "source", "s"))
+            rows.append(("only its source", f"{gigabytes(gain)}: the packed form stands for it"))
+        if packed.pieces:
+            choices.append(Choice("packed", "packed form", "p"))
+            size = gigabytes(packed.freed_bytes)
+            rows.append(("only its packed form", f"{size}: the next load makes it again"))
         choices.append(Choice("no", "no", "esc"))
 
         def answered(answer: str | None) -> None:
             if answer == "remove":
                 self._remove(name)
+            elif answer == "packed":
+                self._remove(name, packed=True)
             elif answer == "source":
                 self._started(name, self.app.downloads.drop_source(name, self.app.settings))
 
-        self.app.push_screen(ChoiceDialog(f"Remove {name}", text, choices), answered)
+        text = removal_text(planned) + "."
+        self.app.push_screen(ChoiceDialog(f"Remove {name}", text, choices, rows), answered)
 
     @work(thread=True)
-    def _remove(self, name: str) -> None:
+    def _remove(self, name: str, *, packed: bool = False) -> None:
+        shelf = self.app.shelf
         try:
-            removal = self.app.shelf.remove(name)
+            what = partial(shelf.remove_packed, name, self.app.settings)
+            removal = what() if packed else shelf.remove(name)
         except QhError as error:
             self.app.call_from_thread(self.say, str(error))
             return
-        self.app.call_from_thread(self._removed, removal)
+        self.app.call_from_thread(self._removed, removal, packed)
 
-    def _removed(self, removal: Removal) -> None:
-        self.app.forget_model(removal.name)
-        self.say(f"{removal.name} is removed: {gigabytes(removal.freed_bytes)} freed", False)
+    def _removed(self, removal: Removal, packed: bool) -> None:
+        what = f"{removal.name}: its packed form" if packed else removal.name
+        if not packed:
+            self.app.forget_model(removal.name)
+        self.say(f"{what} is removed: {gigabytes(removal.freed_bytes)} freed", False)
         self.action_refresh()
 
     def action_disk(self) -> None:

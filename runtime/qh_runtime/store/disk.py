@@ -8,6 +8,7 @@ alone needed; what is left of that is found by the next `prune`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -44,6 +45,7 @@ __all__ = [
     "disk_use",
     "prune",
     "remove",
+    "remove_packed",
 ]
 
 Kind = Literal["manifest", "links", "blob", "part", "pack", "self-test", "lock", "temporary"]
@@ -238,6 +240,38 @@ def remove(layout: StoreLayout, packed_dir: Path, name: str, *, dry_run: bool = 
         return removal
 
 
+def remove_packed(
+    layout: StoreLayout,
+    packed_dir: Path,
+    name: str,
+    folder: Path | None = None,
+    *,
+    dry_run: bool = False,
+) -> Removal:
+    """Remove what was derived from a model, and return what that was; the next load makes it again.
+
+    What another model of the store uses, too, stays.
+
+    Args:
+        folder: of a model outside the store; None for one in it.
+        dry_run: only say what would be removed.
+
+    Raises:
+        StoreError: the store cannot be locked, or the disk refuses; the same again goes on.
+    """
+    with _locked(layout):
+        users = CacheUsers(layout, _Inventory(layout).manifests)
+        derived = [(x, users.of(x)) for x in derived_in(packed_dir)]
+        if folder is None:
+            own = [x for x, names in derived if names == frozenset({name})]
+        else:
+            own = [x for x, names in derived if not names and x.folder == str(folder.absolute())]
+        pieces = tuple(_piece(x.kind, x.path) for x in own)
+        if not dry_run:
+            _remove(pieces)
+        return Removal(name, pieces)
+
+
 def prune(
     layout: StoreLayout, packed_dir: Path, *, dry_run: bool = False, settled_s: float = _SETTLED_S
 ) -> Pruning:
@@ -336,7 +370,12 @@ class _Inventory:
         """Blobs that a pull looks at before it is decided on, by links in a temporary folder."""
         folders = [x for x in self.temporary if x.parent == self.layout.snapshots]
         links = [y for x in folders if not is_abandoned(self.layout, x) for y in _entries(x)]
-        return {os.readlink(x).rpartition("/")[2] for x in links if x.is_symlink()}
+        targets = set()
+        for link in links:
+            # What a pull is about to move into place may be gone by now; a copy is no link.
+            with contextlib.suppress(OSError):
+                targets.add(os.readlink(link).rpartition("/")[2])
+        return targets
 
     def is_dead(self, temporary: Path, settled_s: float) -> bool:
         """Whether a temporary file or folder is of a process that was killed."""

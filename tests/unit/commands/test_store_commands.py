@@ -336,3 +336,21 @@ def test_an_interrupt_of_verify_is_obeyed(
     rest, errors = process.communicate(timeout=20)
     assert (process.returncode, errors) == (130, b"")
     assert json.loads(rest.splitlines()[-1])["type"] == "stopped"
+
+
+def test_packed_weights_go_alone_also_those_of_a_folder(
+    qh: Qh, home: Path, imported: Manifest, tiny_model: Path
+) -> None:
+    shutil.copytree(tiny_model, home / "models" / "own")
+    packed = home / "cache" / "packed"
+    for name in ("org/tiny", "own"):
+        assert qh("run", "-m", name, "--pack", "int8", *ASK).code == 0
+    for name in ("org/tiny", "own"):
+        before = disk_bytes(home)
+        said = qh("rm", name, "--packed", "--dry-run").out
+        assert said.startswith(f"{name}: its packed form would be removed: ")
+        done = qh("rm", name, "--packed", "--json", "--yes")
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["freed_bytes"] == before - disk_bytes(home) > 0
+        assert qh("run", "-m", name, *ASK).code == 0
+    assert not list(packed.glob("*-int8.safetensors"))
