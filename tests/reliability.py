@@ -1,18 +1,21 @@
 """The reliability table: runs every attack on files, downloads and the store, and prints what came.
 
-`make reliability` runs the full tier (some minutes); `python tests/reliability.py --quick` the one
-of `make test`. Ends with 0 when every attack met its goal.
+`make reliability` runs the full tier (about ten minutes) and writes `tests/reliability.md`;
+`python tests/reliability.py --quick` runs that of `make test` and writes nothing. Ends with 0 when
+every attack met its goal.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import platform
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -104,7 +107,7 @@ def matches(nodeid: str, test: str) -> bool:
     return found == name and its_parameters.startswith(parameters)
 
 
-def table(outcomes: dict[int, Outcome]) -> Iterable[str]:
+def table(outcomes: Mapping[int, Outcome]) -> Iterable[str]:
     """Markdown: one line for each attack under a line for each row."""
     yield "| row | attack | cases | result | measured |"
     yield "|---|---|---:|---|---|"
@@ -132,6 +135,46 @@ def _value(name: str, value: float) -> str:
     return f"{value:.3f} x" if name == "sent_ratio" else f"{value:.0f}"
 
 
+PAGE = REPOSITORY / "tests" / "support" / "reliability_page.md"
+
+
+def machine() -> str:
+    """What it ran on, in words."""
+    name = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        )
+        if Path("/proc/cpuinfo").exists()
+        else iter(()),
+        platform.machine(),
+    )
+    return f"{os.cpu_count()} cores ({name}), Python {platform.python_version()}"
+
+
+def page(outcomes: Mapping[int, Outcome], seconds: float, sum_line: str) -> str:
+    """The text of tests/reliability.md."""
+    every: dict[str, list[float]] = defaultdict(list)
+    for outcome in outcomes.values():
+        for name, value in outcome.figures.items():
+            every[name].append(value)
+    drops = next(x for x in ATTACKS if x.name.startswith("drop each 1,"))
+    head = PAGE.read_text(encoding="utf-8").format(
+        date=date.today().isoformat(),
+        seconds=seconds,
+        machine=machine(),
+        sum_line=sum_line,
+        bad_files=f"{sum(every['bad_files']):.0f}",
+        refetched=_value("refetched_bytes", max(every["refetched_bytes"], default=0)),
+        orphan=_value("orphan_bytes", sum(every["orphan_bytes"])),
+        ratio=_value("sent_ratio", outcomes[id(drops)].figures.get("sent_ratio", 0)),
+        outside=_value("outside_bytes", sum(every["outside_bytes"])),
+        lock=_value("lock_free_s", max(every["lock_free_s"], default=0)),
+    )
+    return head + "\n".join(table(outcomes)) + "\n"
+
+
 def main() -> int:
     """Run and print; 0 when every attack met its goal."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -149,10 +192,16 @@ def main() -> int:
     results = [collector.outcomes[id(x)].result(x) for x in ATTACKS]
     cases = sum(x.cases for x in collector.outcomes.values())
     counts = {x: results.count(x) for x in ("met", "FAILED", "not run")}
-    print(
-        f"\n{len(ATTACKS)} attacks, {cases:,} cases in {time.monotonic() - begin:.0f} s: "
-        f"{counts['met']} met their goal, {counts['FAILED']} failed, {counts['not run']} not run"
+    seconds = time.monotonic() - begin
+    sum_line = (
+        f"{len(ATTACKS)} attacks, {cases:,} cases: {counts['met']} met their goal, "
+        f"{counts['FAILED']} failed, {counts['not run']} not run"
     )
+    print(f"\n{sum_line}, in {seconds:.0f} s")
+    if not args.quick:
+        Path("tests/reliability.md").write_text(
+            page(collector.outcomes, seconds, sum_line), encoding="utf-8"
+        )
     # In the quick tier some have nothing to run.
     complete = counts["FAILED"] == 0 and (args.quick or counts["not run"] == 0)
     return 0 if code == pytest.ExitCode.OK and complete else 1

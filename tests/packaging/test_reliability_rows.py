@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability import Collector, Outcome, matches, table
+from tests.reliability import Collector, Outcome, matches, page, table
 from tests.support.figures import LARGEST, SUMMED
 from tests.support.reliability_rows import ATTACKS, GOALS
 
@@ -62,3 +62,15 @@ def test_tests_are_told_by_name_and_parameter() -> None:
     assert matches("tests/unit/a.py::test_x[drop 1-small]", "unit/a.py::test_x[drop 1")
     assert not matches("tests/unit/a.py::test_x[reset]", "unit/a.py::test_x[drop")
     assert not matches("tests/unit/a.py::test_xy", "unit/a.py::test_x")
+
+
+def test_the_page_has_every_attack_and_the_worst_figures() -> None:
+    outcomes = Collector().outcomes
+    for number, attack in enumerate(x for x in ATTACKS if x.row == "D1"):
+        kept = {"refetched_bytes": float(number << 20), "bad_files": 0.0, "orphan_bytes": 0.0}
+        outcomes[id(attack)] = Outcome(passed=1, cases=5, figures=kept)
+    text = page(outcomes, 61.4, "counts")
+    assert "| fetched again after a kill, at most | 2.00 MiB |" in text
+    assert "61 s on" in text
+    assert all(f"| {x.name} |" in text for x in ATTACKS)
+    assert "{" not in text
