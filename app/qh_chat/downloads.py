@@ -194,7 +194,10 @@ class Downloads:
             )
             if ask and preflight.download_bytes and not running.ask(preflight):
                 return False
-            return self._moves.enter(running)
+            if not self._moves.enter(running):
+                return False
+            running.update(state="moving", text="")
+            return True
 
         return running.stop, lambda event: self._show(running, event), confirm
 
@@ -223,10 +226,15 @@ class Downloads:
 
     def _end_fetch(self, running: Running, manifest: Manifest | None) -> None:
         if manifest is not None:
+            # Where a stop came too late nobody has said so yet.
+            self._end(running, "done", ready_text(manifest, up_to_date=False))
             return
         freed = ""
         if running.free:
-            freed = self._free(running.job.name)
+            try:
+                freed = self._free(running.job.name)
+            except QhError as error:
+                self._fail(running, error)
         self._end(running, "stopped", freed)
 
     def _free(self, name: str) -> str:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from textual.message import Message
@@ -18,6 +19,10 @@ from qh_chat.paths import app_paths
 from qh_chat.settings import Settings
 from qh_chat.shelf import Shelf
 from qh_chat.widgets.job_lines import job_rows, job_share, jobs_text, state_text
+from qh_runtime.errors import StoreError
+from qh_runtime.store.manifest import Manifest
+from qh_runtime.store.snapshot import link_snapshot
+from tests.support.cli import write_tiny_model
 from tests.support.stored_models import store_model
 
 FILES = {f"{x}.safetensors": bytes([x]) * 2_000_000 for x in range(3)}
@@ -45,6 +50,11 @@ class Told:
 @pytest.fixture
 def told() -> Told:
     return Told()
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture
@@ -139,3 +149,39 @@ def test_words_of_a_job() -> None:
     check = Job("org/b", "verify", "moving", 3, "", "", 1, 4)
     assert (jobs_text([check]), state_text(check)) == ("✓ 25 %", "checking 25 %")
     assert "pause" not in job_rows(check, 72)[0].plain
+
+
+def test_a_stop_that_comes_too_late_ends_with_a_model_that_is_ready(
+    tmp_path: Path, tiny_folder: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = Shelf(app_paths({"QH_HOME": str(tmp_path)}), {})
+    downloads = Downloads(shelf, told)
+
+    def at_the_end(layout: Any, manifest: Manifest) -> Path:
+        downloads.stop("org/tiny", free=True)
+        return link_snapshot(layout, manifest)
+
+    monkeypatch.setattr("qh_runtime.store.import_folder.link_snapshot", at_the_end)
+    assert downloads.copy(tiny_folder, "org/tiny", Settings(), ask=False)
+    end = told.wait(lambda job: job.ended)
+    assert (end.state, end.text.startswith("org/tiny is ready")) == ("done", True)
+    assert shelf.whole("org/tiny", Settings()).state == "ready"
+
+
+def test_what_cannot_be_freed_is_said(
+    tmp_path: Path, tiny_folder: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = Shelf(app_paths({"QH_HOME": str(tmp_path)}), {})
+    downloads = Downloads(shelf, told)
+
+    def in_the_middle(*args: Any) -> None:
+        downloads.stop("org/tiny", free=True)
+
+    def refuses(*_: object) -> None:
+        raise StoreError("org/tiny: another process is fetching it", hint="stop that first")
+
+    monkeypatch.setattr("qh_runtime.store.import_folder.copy_file", in_the_middle)
+    monkeypatch.setattr(Shelf, "remove", refuses)
+    downloads.copy(tiny_folder, "org/tiny", Settings(), ask=False)
+    end = told.wait(lambda job: job.ended)
+    assert (end.state, end.hint) == ("failed", "stop that first")
