@@ -245,7 +245,7 @@ class Downloads:
         else:
             # Nobody names what has arrived, so that it is what no model needs.
             freed = self._shelf.prune().freed_bytes
-        return f"{gigabytes(freed)} freed"
+        return f"{name} is stopped: {gigabytes(freed)} freed"
 
     # Checks and repairs
 

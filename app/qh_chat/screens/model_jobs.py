@@ -199,7 +199,7 @@ class ModelJobs(ModalScreen[None]):
         here = gigabytes(job.done_bytes)
         choices = (
             Choice("keep", "keep them for later", "k"),
-            Choice("free", f"free {here}", "f"),
+            Choice("free", "free them", "f"),
             Choice("on", "go on", "esc"),
         )
 
@@ -207,7 +207,7 @@ class ModelJobs(ModalScreen[None]):
             if answer in ("keep", "free"):
                 self.app.downloads.stop(job.name, free=answer == "free")
 
-        text = f"{here} of {gigabytes(job.total_bytes)} are here. What is to become of them?"
+        text = f"{here} of {gigabytes(job.total_bytes)} are here so far. What becomes of them?"
         self.app.push_screen(ChoiceDialog(f"Stop {job.name}", text, choices), answered)
 
     def _job(self, number: int) -> Job | None:
