@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from qh_kernels.decoder_model import (
     F32,
+    LINEARS,
     MAX_BATCH,
     MAX_CONTEXT,
     MAX_THREADS,
@@ -152,6 +153,7 @@ class Decoder:
         check_model(shape, weights)
         _check_options(context_length, threads, kv_type, batch_tokens)
         self._shape = shape
+        self._formats = _formats(weights)
         self._weights_bytes = weights_bytes(weights)
         self._context_length = context_length
         self._trace = trace
@@ -164,14 +166,7 @@ class Decoder:
                 rms_norm_eps=shape.rms_norm_eps,
                 activation=shape.activation,
                 inv_freq=shape.inv_freq,
-                embedding=_linear(weights.embedding, None),
-                head=_linear(weights.head, None),
-                head_scan=None if weights.head_scan is None else _linear(weights.head_scan, None),
-                final_norm=weights.final_norm,
-                layers=[
-                    _layer(layer, numbers.sliding_window)
-                    for layer, numbers in zip(weights.layers, shape.layers, strict=True)
-                ],
+                **_arrays(shape, weights),
                 context_length=context_length,
                 threads=threads,
                 kv_type="f32" if exact else kv_type,
@@ -235,6 +230,19 @@ class Decoder:
     def weights_bytes(self) -> int:
         """Bytes of all weights, a tied matrix counted once."""
         return self._weights_bytes
+
+    def move_weights(self, weights: DecoderWeights) -> None:
+        """Goes on with the same weights at another place in memory; nothing computed is lost.
+
+        Raises:
+            KernelError: they are of other sizes or formats. That their values are the same is the
+                caller's promise.
+        """
+        check_model(self._shape, weights)
+        if _formats(weights) != self._formats:
+            raise mismatch("weights", "those of the decoder", "other formats")
+        with self._use() as native:
+            native.move_weights(**_arrays(self._shape, weights))
 
     def prefill(self, tokens: Tokens) -> bool:
         """Appends at least one token to the KV cache; False when cancelled.
@@ -449,6 +457,27 @@ def _check_options(context_length: int, threads: int, kv_type: str, batch_tokens
     check_range("batch_tokens", batch_tokens, 1, MAX_BATCH)
     if kv_type not in ("f16", "f32"):
         raise mismatch("kv_type", "f16 or f32", kv_type)
+
+
+def _formats(weights: DecoderWeights) -> list[str | None]:
+    tables = (weights.embedding, weights.head, weights.head_scan)
+    names = [None if matrix is None else matrix.format for matrix in tables]
+    return [*names, *(getattr(x, name).format for x in weights.layers for name in LINEARS)]
+
+
+def _arrays(shape: DecoderShape, weights: DecoderWeights) -> dict[str, Any]:
+    """The weights as the native layer takes them."""
+    scan = weights.head_scan
+    return {
+        "embedding": _linear(weights.embedding, None),
+        "head": _linear(weights.head, None),
+        "head_scan": None if scan is None else _linear(scan, None),
+        "final_norm": weights.final_norm,
+        "layers": [
+            _layer(layer, numbers.sliding_window)
+            for layer, numbers in zip(weights.layers, shape.layers, strict=True)
+        ],
+    }
 
 
 def _linear(matrix: Matrix, bias: F32 | None) -> _native.LinearParts:

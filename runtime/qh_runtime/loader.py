@@ -94,6 +94,7 @@ def load_model(
     # Here and not at the top: the native extension is loaded by the first model, not by the app.
     from qh_kernels.decoder import Decoder
     from qh_runtime.first_load import Subject, checked_decoder, prompt_of
+    from qh_runtime.session.moving_weights import WeightMover
     from qh_runtime.session.session import NativeSession
     from qh_runtime.tokenizers.chat_template import load_chat_template
     from qh_runtime.tokenizers.from_hf import load_tokenizer
@@ -184,4 +185,5 @@ def load_model(
         plan.total_bytes,
     )
     report("ready")
-    return NativeSession(decoder, tokenizer, template, info, packed.check_unchanged)
+    mover = WeightMover(decoder, packed.weights) if planned.copies_weights else None
+    return NativeSession(decoder, tokenizer, template, info, packed.check_unchanged, mover)

@@ -23,6 +23,9 @@ from qh_runtime.planner.plan import Plan, WeightFormats, make_plan
 
 __all__ = ["PlannedModel", "plan_checkpoint"]
 
+# Less than this lies in caches, or is read in no time.
+_LEAST_COPIED_BYTES = 64 << 20
+
 
 @dataclass(frozen=True)
 class PlannedModel:
@@ -30,7 +33,8 @@ class PlannedModel:
 
     Attributes:
         matrices: all that packing gives. scans_head: the plan counts the scan of the head; without
-            that it stays in its file.
+            that it stays in its file. copies_weights: what is read for every token is copied from
+            its file into large pages.
     """
 
     spec: DecoderSpec
@@ -39,6 +43,7 @@ class PlannedModel:
     matrices: tuple[MatrixPlan, ...]
     plan: Plan
     scans_head: bool
+    copies_weights: bool
 
     @property
     def format(self) -> str:
@@ -80,13 +85,27 @@ def plan_checkpoint(
     matrices = plan_matrices(spec, source, layout, options.pack)
     weights = _weight_formats(spec, matrices)
     scan = next((x.format for x in matrices if x.is_scan), None)
+    scans_head = False
     if scan is not None and not options.exact:
         # It makes answers faster and nothing else, so it never is why a model does not fit.
-        plan = make_plan(spec, replace(weights, head_scan=scan), profile, options)
-        if plan.fits:
-            return PlannedModel(spec, source, layout, matrices, plan, scans_head=True)
+        scanning = replace(weights, head_scan=scan)
+        scans_head = make_plan(spec, scanning, profile, options).fits
+        weights = scanning if scans_head else weights
     plan = make_plan(spec, weights, profile, options)
-    return PlannedModel(spec, source, layout, matrices, plan, scans_head=False)
+    copying = make_plan(spec, replace(weights, placement="copied"), profile, options)
+    copies = _has_room_to_copy(copying, profile)
+    chosen = copying if copies else plan
+    return PlannedModel(spec, source, layout, matrices, chosen, scans_head, copies)
+
+
+def _has_room_to_copy(copying: Plan, profile: HardwareProfile) -> bool:
+    """Whether copies in large pages, and the files that they are from, fit side by side."""
+    copied = sum(x.bytes for x in copying.items if x.placement == "copied")
+    if not profile.memory.large_pages.value or copying.available_bytes is None:
+        return False
+    if copied < _LEAST_COPIED_BYTES:
+        return False
+    return copying.total_bytes + copied <= copying.available_bytes
 
 
 def _weight_formats(spec: DecoderSpec, matrices: Sequence[MatrixPlan]) -> WeightFormats:

@@ -14,9 +14,12 @@ __all__ = ["NONE", "machine"]
 NONE: Fact[Any] = Fact(None, "imagined")
 
 
-def machine(usable_bytes: int | None, threads: int = 2, logical: int = 4) -> HardwareProfile:
+def machine(
+    usable_bytes: int | None, threads: int = 2, logical: int = 4, *, large_pages: bool = False
+) -> HardwareProfile:
     """An imagined machine."""
-    memory = MemoryFacts(*[NONE] * 8, Fact(usable_bytes, "imagined"))
+    pages = Fact(large_pages, "imagined")
+    memory = MemoryFacts(*[NONE] * 8, Fact(usable_bytes, "imagined"), pages)
     cores = (Fact(logical, "x"), Fact(threads, "x"), NONE, NONE, NONE, Fact(threads, "imagined"))
     cpu = CpuFacts(NONE, NONE, *cores, NONE, NONE, NONE)
     return HardwareProfile(memory, cpu, NONE, NONE, PlatformFacts(NONE, NONE, NONE, NONE))

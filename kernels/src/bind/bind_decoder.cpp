@@ -88,15 +88,21 @@ class NativeDecoder {
     model.shape = shape_of(sizes);
     model.rms_norm_eps = rms_norm_eps;
     model.activation = activation == "silu" ? Activation::silu : Activation::relu2;
-    model.inv_freq = reader_.floats(inv_freq);
-    model.embedding = reader_.linear(embedding);
-    model.head = reader_.linear(head);
-    model.head_scan = head_scan.is_none() ? Linear{} : reader_.linear(head_scan);
-    model.final_norm = reader_.floats(final_norm);
-    for (const nb::handle layer : layers) model.layers.push_back(reader_.layer(layer));
+    model.inv_freq = numbers_.floats(inv_freq);
+    read_weights(embedding, head, head_scan, final_norm, layers, weights_, model);
     decoder_ = std::make_unique<Decoder>(
         require_table(isa), std::move(model),
         DecoderOptions{context_length, threads, kv_type_of(kv_type), exact, batch_tokens, trace});
+  }
+
+  // The same weights at another place; the arrays of the old one are let go.
+  void move_weights(const nb::tuple& embedding, const nb::tuple& head, const nb::object& head_scan,
+                    const nb::object& final_norm, const nb::list& layers) {
+    ModelReader moved;
+    ModelView model = decoder_->model();
+    read_weights(embedding, head, head_scan, final_norm, layers, moved, model);
+    decoder_->set_model(std::move(model));
+    weights_ = std::move(moved);
   }
 
   int32_t prefill(const Tokens& tokens) {
@@ -160,7 +166,19 @@ class NativeDecoder {
     return {held->data(), N, shape, owner};
   }
 
-  ModelReader reader_;
+  static void read_weights(const nb::tuple& embedding, const nb::tuple& head,
+                           const nb::object& head_scan, const nb::object& final_norm,
+                           const nb::list& layers, ModelReader& reader, ModelView& model) {
+    model.embedding = reader.linear(embedding);
+    model.head = reader.linear(head);
+    model.head_scan = head_scan.is_none() ? Linear{} : reader.linear(head_scan);
+    model.final_norm = reader.floats(final_norm);
+    model.layers.clear();
+    for (const nb::handle layer : layers) model.layers.push_back(reader.layer(layer));
+  }
+
+  ModelReader numbers_;
+  ModelReader weights_;
   std::unique_ptr<Decoder> decoder_;
 };
 
@@ -185,6 +203,8 @@ void bind_decoder(nb::module_& module) {
            "isa"_a, "sizes"_a, "rms_norm_eps"_a, "activation"_a, "inv_freq"_a, "embedding"_a,
            "head"_a, "head_scan"_a.none(), "final_norm"_a, "layers"_a, "context_length"_a,
            "threads"_a, "kv_type"_a, "exact"_a, "batch_tokens"_a, "trace"_a)
+      .def("move_weights", &NativeDecoder::move_weights, "embedding"_a, "head"_a,
+           "head_scan"_a.none(), "final_norm"_a, "layers"_a)
       .def("prefill", &NativeDecoder::prefill, "tokens"_a)
       .def("forward", &NativeDecoder::forward, "tokens"_a, "logits"_a)
       .def("next_token", &NativeDecoder::next_token, "sampler"_a)

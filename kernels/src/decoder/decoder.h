@@ -87,6 +87,9 @@ class Decoder {
   DecoderBytes bytes() const noexcept { return {cache_.bytes(), block_.bytes()}; }
   const std::vector<TraceRecord>& trace() const noexcept { return trace_; }
   const ModelShape& shape() const noexcept { return model_.shape; }
+  // What is computed with, and the same at another place in memory.
+  const ModelView& model() const noexcept { return model_; }
+  void set_model(ModelView model) noexcept { model_ = std::move(model); }
   int threads() const noexcept { return pool_.threads(); }
   Isa isa() const noexcept { return table_.isa; }
 

@@ -32,6 +32,7 @@ class MemoryFacts:
         address_space_bytes: what RLIMIT_AS (ulimit -v) still leaves this process.
         usable_bytes: the smallest of available_bytes, the control group's headroom and the address
             space: what this process may still use. No value when none is known.
+        large_pages: whether a process gets pages of 2 MB by asking.
     """
 
     total_bytes: Fact[int]
@@ -43,6 +44,7 @@ class MemoryFacts:
     process_anonymous_bytes: Fact[int]
     address_space_bytes: Fact[int]
     usable_bytes: Fact[int]
+    large_pages: Fact[bool]
 
 
 def read_memory(root: Path = Path("/")) -> MemoryFacts:
@@ -61,7 +63,17 @@ def read_memory(root: Path = Path("/")) -> MemoryFacts:
         process_anonymous_bytes=_status_bytes(status, "RssAnon", has_proc),
         address_space_bytes=space,
         usable_bytes=usable,
+        large_pages=_large_pages(root),
     )
+
+
+def _large_pages(root: Path) -> Fact[bool]:
+    """Transparent huge pages for whoever asks with madvise; Linux alone has them."""
+    path = "/sys/kernel/mm/transparent_hugepage/enabled"
+    text = read_text(root, path)
+    if text is None or "[" not in text:
+        return Fact(False, f"no {path}")
+    return Fact("[never]" not in text, path)
 
 
 def _status_bytes(status: str | None, name: str, has_proc: bool) -> Fact[int]:

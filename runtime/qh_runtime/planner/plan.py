@@ -37,7 +37,8 @@ _SMALLEST_CONTEXT = 512
 # Taken when the machine does not tell how much memory there is; such a load needs --force.
 _BLIND_CONTEXT = 4096
 
-Placement = Literal["mapped", "allocated"]
+# "copied": what is read for every token is copied from its file, the rest is mapped.
+Placement = Literal["mapped", "allocated", "copied"]
 Group = Literal["weights", "kv_cache", "scratch", "runtime"]
 
 
@@ -50,7 +51,7 @@ class WeightFormats:
             the embedding's bytes and its own entry is not read.
         head_scan: of the head once more, in few bits; None where there is none.
         overrides: module name to format, for single matrices that differ.
-        placement: packed weights are mapped from a file, or allocated.
+        placement: weights are mapped from a file, allocated, or copied where that is faster.
     """
 
     linear: str
@@ -276,29 +277,44 @@ def _threads(profile: HardwareProfile, options: LoadOptions) -> tuple[int, str]:
 
 
 def _weight_items(spec: DecoderSpec, weights: WeightFormats) -> tuple[PlanItem, ...]:
-    mapped = weights.placement == "mapped"
+    placement = weights.placement
+    scanned = weights.head_scan is not None
 
     def size(linear: LinearSpec, name: str) -> int:
         chosen = formats.get(weights.overrides.get(linear.name, name))
         return chosen.nbytes((linear.out_features, linear.in_features))
 
-    def item(name: str, count: int, note: str) -> PlanItem:
-        return PlanItem(name, "weights", count, count if mapped else 0, weights.placement, note)
+    def item(name: str, count: int, note: str, *, every_token: bool) -> PlanItem:
+        # What is read for a token now and then stays in its file where the rest is copied.
+        where = "mapped" if placement == "copied" and not every_token else placement
+        in_file = count if where == "mapped" else 0
+        return PlanItem(name, "weights", count, in_file, where, note)
 
     embedding = LinearSpec(spec.embedding, spec.vocab_size, spec.hidden_size)
     linears = [linear for layer in spec.layers for linear in layer.linears]
     items = [
-        item("embedding", size(embedding, weights.embedding), weights.embedding),
-        item("linears", sum(size(x, weights.linear) for x in linears), weights.linear),
+        item(
+            "embedding",
+            size(embedding, weights.embedding),
+            weights.embedding,
+            every_token=spec.tied_head and not scanned,
+        ),
+        item(
+            "linears",
+            sum(size(x, weights.linear) for x in linears),
+            weights.linear,
+            every_token=True,
+        ),
     ]
     if spec.tied_head:
         items[0] = dataclasses.replace(items[0], note=f"{weights.embedding}, also the head")
     else:
-        items.insert(1, item("head", size(spec.head, weights.head), weights.head))
+        head = size(spec.head, weights.head)
+        items.insert(1, item("head", head, weights.head, every_token=not scanned))
     if weights.head_scan is not None:
         count = formats.get(weights.head_scan).nbytes((spec.vocab_size, spec.hidden_size))
         note = f"{weights.head_scan}, read for every token in place of the head"
-        items.append(item("head scan", count, note))
+        items.append(item("head scan", count, note, every_token=True))
     norms = PlanItem("norms", "weights", norm_bytes(spec), 0, "allocated", "f32, with biases")
     return (*items, norms)
 

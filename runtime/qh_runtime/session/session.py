@@ -27,6 +27,7 @@ from qh_runtime.session.events import (
     StopReason,
     Token,
 )
+from qh_runtime.session.moving_weights import WeightMover
 from qh_runtime.session.stop import StopMatcher
 from qh_runtime.session.weights_watch import WeightsWatch
 from qh_runtime.tokenizers.chat_template import ChatTemplate
@@ -84,6 +85,7 @@ class NativeSession:
         template: the model's chat template.
         info: what is loaded.
         check_weights: raises where a file that the weights are mapped from has changed.
+        mover: moves the weights to faster memory while there are answers.
     """
 
     def __init__(
@@ -93,12 +95,14 @@ class NativeSession:
         template: ChatTemplate,
         info: EngineInfo,
         check_weights: Callable[[], None] = lambda: None,
+        mover: WeightMover | None = None,
     ) -> None:
         self._decoder = decoder
         self._tokenizer = tokenizer
         self._template = template
         self._info = info
         self._weights = WeightsWatch(check_weights)
+        self._mover = mover
         self._prompts = PromptBuilder(tokenizer, template, decoder.context_length)
         self._fed: list[int] = []  # tokens given to or drawn from the decoder, in order
         self._cancelled = threading.Event()
@@ -164,6 +168,9 @@ class NativeSession:
         """End a running answer and free the decoder; later calls are refused."""
         self._closed = True
         self.cancel()
+        if self._mover is not None:
+            self._mover.stop()
+            self._mover = None
         self._decoder.close()
         # Lets the files go with the decoder's views of them.
         self._weights = WeightsWatch(lambda: None)
@@ -361,6 +368,8 @@ class NativeSession:
         while run.tokens < limit:
             token = -1 if self._cancelled.is_set() else self._decoder.next_token(sampler)
             self._weights.after_step()
+            if self._mover is not None:
+                self._mover.between_tokens()
             if token < 0:
                 tail = stops.push(text_of.flush()) + stops.flush()
                 if tail:
