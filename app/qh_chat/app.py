@@ -334,9 +334,7 @@ class QhChatApp(App[int]):
             text = f"{job.name} is damaged; f3, then v, offers to repair it."
             self.notify(inert(text), severity="error", markup=False, timeout=20)
         elif job.state == "failed":
-            hint = f" → {job.hint}" if job.hint else ""
-            text = f"{job.name}: {job.text}{hint}"
-            self.notify(inert(text), severity="error", markup=False, timeout=20)
+            self.notify(inert(job.failure), severity="error", markup=False, timeout=20)
 
     def forget_model(self, name: str) -> None:
         """A model was removed: the next start does not ask for it."""

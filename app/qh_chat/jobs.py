@@ -62,6 +62,13 @@ class Job:
         return self.state in _ENDED
 
     @property
+    def failure(self) -> str:
+        """Why it failed and what to do now, in a sentence that names the model once."""
+        named = self.text.startswith(f"{self.name}:")
+        text = self.text if named else f"{self.name}: {self.text}"
+        return f"{text} → {self.hint}" if self.hint else text
+
+    @property
     def fetches(self) -> bool:
         """Whether what it has done stays when it is stopped, and goes on later."""
         return self.kind in ("pull", "import")

@@ -390,7 +390,7 @@ class ModelsScreen(ModelJobs):
 def _end_text(job: Job) -> str:
     """How a job ended, in a sentence."""
     if job.state == "failed":
-        return f"{job.name}: {job.text}" + (f" → {job.hint}" if job.hint else "")
+        return job.failure
     if job.state == "damaged":
         return f"{job.name} is damaged; v reads it again and offers to repair it"
     return job.text

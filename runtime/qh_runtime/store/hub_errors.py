@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from qh_runtime.checkpoints.strict_json import quoted
@@ -118,7 +119,7 @@ def _http_failure(
     elif status is not None:
         message, hint = f"HTTP {status}", "try again later"
     elif _is_transport(error):
-        message = f"not reached: {quoted(str(error) or type(error).__name__)}"
+        message = f"not reached: {_reason(error)}"
         hint = "check the network, proxies and HF_ENDPOINT"
     else:
         message = f"an answer that makes no sense ({type(error).__name__})"
@@ -145,3 +146,10 @@ def _retry_after_s(error: Exception) -> float:
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
     text = str(headers.get("retry-after", "")).strip()
     return float(text) if text.isdigit() and len(text) <= 6 else 0.0
+
+
+def _reason(error: Exception) -> str:
+    """What the system said, without its number; texts of the network in quotes."""
+    said = str(error) or type(error).__name__
+    system = re.fullmatch(r"\[Errno -?\d+\] ([A-Za-z ,]+)", said)
+    return system[1] if system else quoted(said)

@@ -185,3 +185,14 @@ def test_what_cannot_be_freed_is_said(
     downloads.copy(tiny_folder, "org/tiny", Settings(), ask=False)
     end = told.wait(lambda job: job.ended)
     assert (end.state, end.hint) == ("failed", "stop that first")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("org/model: no such model", "org/model: no such model → look it up"),
+        ("the disk is full", "org/model: the disk is full → look it up"),
+    ],
+)
+def test_a_failure_names_the_model_once(text: str, expected: str) -> None:
+    assert Job("org/model", "pull", "failed", text=text, hint="look it up").failure == expected
