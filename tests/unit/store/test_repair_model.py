@@ -231,7 +231,8 @@ def test_a_repair_that_is_stopped_goes_on(
         if progress.state == "fetch" and progress.done_bytes >= MIB:
             stop.stop()
 
-    slow = replace(FAST, bytes_per_s=20 * MIB, connections=1)
+    # Two seconds from the stop to the end, where nobody stopped.
+    slow = replace(FAST, bytes_per_s=MIB, connections=1)
     assert repair_model(layout, manifest, findings, slow, stop_in_the_middle, stop) is None
     # What is there stays until the new one takes its place.
     assert layout.blob(findings[0].sha256).exists()
