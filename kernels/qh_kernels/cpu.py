@@ -23,6 +23,7 @@ __all__ = [
     "QuantizedTokens",
     "add",
     "attention",
+    "code_sums",
     "format_names",
     "format_nbytes",
     "gated",
@@ -52,7 +53,8 @@ class QuantizedTokens:
         codes: int8 (n_tokens, columns padded with zeros to a multiple of 128).
         scales: float32 (n_tokens, groups): what a code is multiplied by. One group per token for
             ternary, else one per 32 columns.
-        sums: int32 (n_tokens, groups): sum of the codes of each group.
+        sums: int32 (n_tokens, n): sums of the codes. One per token for ternary, else two for each
+            32 columns: of all of them and of the first 16.
     """
 
     codes: NDArray[np.int8]
@@ -157,6 +159,16 @@ def unpack_row(matrix: Matrix, row: int, *, isa: str | None = None) -> F32:
     return out
 
 
+def code_sums(codes: NDArray[np.int8], *, per_token: bool) -> NDArray[np.int32]:
+    """Return the sums of `QuantizedTokens` for codes (n_tokens, padded columns)."""
+    if per_token:
+        return np.asarray(codes.sum(axis=1, keepdims=True, dtype=np.int32))
+    groups = codes.reshape(len(codes), -1, ACTIVATION_GROUP)
+    first = groups[:, :, : ACTIVATION_GROUP // 2].sum(axis=2, dtype=np.int32)
+    pairs = np.stack([groups.sum(axis=2, dtype=np.int32), first], axis=2)
+    return pairs.reshape(len(codes), -1)
+
+
 def quantize_token(x: F32, *, isa: str | None = None) -> QuantizedTokens:
     """Return codes of each row of x (n_tokens, cols) with one scale per token.
 
@@ -171,7 +183,7 @@ def quantize_token(x: F32, *, isa: str | None = None) -> QuantizedTokens:
     from qh_kernels import _native
 
     name = _isa(isa)
-    result = _empty_tokens(x, 1)
+    result = _empty_tokens(x, 1, 1)
     for row, codes, scales, sums in zip(x, result.codes, result.scales, result.sums, strict=True):
         _native.quantize_token(name, row, codes, scales, sums)
     return result
@@ -189,7 +201,8 @@ def quantize_groups(x: F32, *, isa: str | None = None) -> QuantizedTokens:
     from qh_kernels import _native
 
     name = _isa(isa)
-    result = _empty_tokens(x, _round_up(x.shape[1]) // ACTIVATION_GROUP)
+    groups = _round_up(x.shape[1]) // ACTIVATION_GROUP
+    result = _empty_tokens(x, groups, 2 * groups)
     for row, codes, scales, sums in zip(x, result.codes, result.scales, result.sums, strict=True):
         _native.quantize_groups(name, row, codes, scales, sums)
     return result
@@ -311,10 +324,10 @@ def _round_up(cols: int) -> int:
     return -(-cols // ACTIVATION_PAD) * ACTIVATION_PAD
 
 
-def _empty_tokens(x: F32, groups: int) -> QuantizedTokens:
+def _empty_tokens(x: F32, groups: int, sums: int) -> QuantizedTokens:
     n_tokens = x.shape[0]
     return QuantizedTokens(
         codes=np.empty((n_tokens, _round_up(x.shape[1])), np.int8),
         scales=np.empty((n_tokens, groups), np.float32),
-        sums=np.empty((n_tokens, groups), np.int32),
+        sums=np.empty((n_tokens, sums), np.int32),
     )

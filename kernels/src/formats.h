@@ -12,6 +12,24 @@ namespace qh {
 // int8, ternary, lut4: 16-row tiles, see runtime/qh_runtime/formats/base.py.
 enum class Family : int32_t { dense, int8, ternary, lut4 };
 
+// What a lut4 group's scale is held in. e8m0: the exponent byte of a power of two. e4m3: an 8-bit
+// float without sign; moved into a float16 it is 2^-8 of its value, which the step makes up for.
+enum class ScaleType : int32_t { none, f16, e8m0, e4m3 };
+
+// What the 16 codes of a lut4 format stand for: a weight is its group's scale times its value.
+// Products with int8 inputs have step * integer in place of the value.
+struct Lut4Table {
+  float step;
+  int8_t integers[16];
+  float values[16];
+};
+
+inline constexpr Lut4Table kInt4 = {
+    1.0f,
+    {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7},
+    {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7},
+};
+
 struct FormatSpec {
   FormatId id;
   const char* name;  // equals the Python format name
@@ -19,32 +37,20 @@ struct FormatSpec {
   int32_t element_bytes;  // dense: bytes per element; 0 for packed formats
   int32_t column_unit;    // packed: columns are padded to a multiple of this
   int32_t block_columns;  // packed: columns in one 64-byte block of 16 rows
-  int32_t group;          // lut4: columns that share one float16 scale; 0 elsewhere
-  int8_t table[16];       // lut4: the integer that each 4-bit code stands for
+  bool row_scales;        // packed: a tile ends in 16 float32 scales of its rows
+  int32_t group;          // lut4: columns that share one scale, 16 or a multiple of 32
+  ScaleType scale;        // lut4: how that scale is held
+  const Lut4Table* table;
 };
 
 inline constexpr FormatSpec kFormats[kFormatCount] = {
-    {FormatId::f32, "f32", Family::dense, 4, 1, 0, 0, {}},
-    {FormatId::f16, "f16", Family::dense, 2, 1, 0, 0, {}},
-    {FormatId::bf16, "bf16", Family::dense, 2, 1, 0, 0, {}},
-    {FormatId::int8, "int8", Family::int8, 0, 32, 4, 0, {}},
-    {FormatId::ternary, "ternary", Family::ternary, 0, 16, 16, 0, {}},
-    {FormatId::int4_g32,
-     "int4_g32",
-     Family::lut4,
-     0,
-     32,
-     8,
-     32,
-     {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7}},
-    {FormatId::int4_g128,
-     "int4_g128",
-     Family::lut4,
-     0,
-     128,
-     8,
-     128,
-     {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7}},
+    {FormatId::f32, "f32", Family::dense, 4, 1, 0, false, 0, ScaleType::none, nullptr},
+    {FormatId::f16, "f16", Family::dense, 2, 1, 0, false, 0, ScaleType::none, nullptr},
+    {FormatId::bf16, "bf16", Family::dense, 2, 1, 0, false, 0, ScaleType::none, nullptr},
+    {FormatId::int8, "int8", Family::int8, 0, 32, 4, true, 0, ScaleType::none, nullptr},
+    {FormatId::ternary, "ternary", Family::ternary, 0, 16, 16, true, 0, ScaleType::none, nullptr},
+    {FormatId::int4_g32, "int4_g32", Family::lut4, 0, 32, 8, false, 32, ScaleType::f16, &kInt4},
+    {FormatId::int4_g128, "int4_g128", Family::lut4, 0, 128, 8, false, 128, ScaleType::f16, &kInt4},
 };
 
 // In an anonymous namespace: files with instruction-set flags include this header.
@@ -58,14 +64,20 @@ constexpr int64_t round_up(int64_t value, int64_t unit) noexcept {
   return (value + unit - 1) / unit * unit;
 }
 
-// Bytes of float16 group scales at the start of a lut4 tile.
-constexpr int64_t group_scale_bytes(const FormatSpec& spec, int64_t padded_cols) noexcept {
-  return spec.group == 0 ? 0 : round_up(padded_cols / spec.group * kTileRows * 2, 64);
+// Bytes of one group scale of a lut4 format.
+constexpr int64_t scale_width(const FormatSpec& spec) noexcept {
+  return spec.scale == ScaleType::f16 ? 2 : 1;
 }
 
-// Bytes of the 16 float32 row scales at the end of an int8 or ternary tile.
+// Bytes of the group scales at the start of a lut4 tile.
+constexpr int64_t group_scale_bytes(const FormatSpec& spec, int64_t padded_cols) noexcept {
+  if (spec.group == 0) return 0;
+  return round_up(padded_cols / spec.group * kTileRows * scale_width(spec), 64);
+}
+
+// Bytes of the 16 float32 row scales at the end of a tile.
 constexpr int64_t row_scale_bytes(const FormatSpec& spec) noexcept {
-  return spec.family == Family::lut4 ? 0 : kTileRows * 4;
+  return spec.row_scales ? kTileRows * 4 : 0;
 }
 
 // Bytes of one 16-row tile of a packed format; a multiple of 64.

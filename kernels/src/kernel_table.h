@@ -35,14 +35,16 @@ struct MatrixView {
   FormatId format;
 };
 
-// int8 activations of n_tokens rows. Ternary: one scale and one sum per token (group count 1).
-// Other packed formats: one per kActivationGroup inputs. scale is what a code is multiplied by.
+// int8 activations of n_tokens rows. Ternary: one scale and one sum per token (strides 1). Other
+// packed formats: for every kActivationGroup inputs a scale, the sum of their codes and that of the
+// first half of them (weight groups may be of 16). scale is what a code is multiplied by.
 struct QuantizedActivations {
   const int8_t* codes;  // (n_tokens, code_stride), zero-padded to code_stride
   const float* scales;  // (n_tokens, group_stride)
-  const int32_t* sums;  // (n_tokens, group_stride): sum of the codes of each group
+  const int32_t* sums;  // (n_tokens, sum_stride): sums of the codes
   int64_t code_stride;  // multiple of kActivationPad
   int64_t group_stride;
+  int64_t sum_stride;
   int64_t n_tokens;
 };
 
@@ -96,7 +98,8 @@ struct KernelTable {
   // scale = 1 / a; one group. codes[n..padded) are zeroed.
   void (*quantize_token)(const float* x, int64_t n, int64_t padded, int8_t* codes, float* scale,
                          int32_t* sum) noexcept;
-  // One scale per kActivationGroup inputs: scale = max|x| / 127, code = round_half_even(x / scale).
+  // One scale per kActivationGroup inputs: scale = max|x| / 127, code = round_half_even(x / scale);
+  // sums: of each group, and of its first half.
   void (*quantize_groups)(const float* x, int64_t n, int64_t padded, int8_t* codes, float* scales,
                           int32_t* sums) noexcept;
   // Stores n floats into a KV cache row.

@@ -27,10 +27,13 @@ void fill_matrix(const LinearBench& bench, uint8_t* data) {
   }
   const int64_t tile = tile_bytes(spec, bench.cols);
   const int64_t groups = group_scale_bytes(spec, round_up(bench.cols, spec.column_unit));
-  const uint16_t half_scale = half_from_float(0x1p-7f);
+  // 2^-7 as float16, and as two bytes of the other types.
+  const uint16_t group_scale = spec.scale == ScaleType::e8m0   ? 0x7878
+                               : spec.scale == ScaleType::e4m3 ? 0x0404
+                                                               : half_from_float(0x1p-7f);
   const float scale = 0x1p-7f;
   for (uint8_t* t = data; t < data + bench.nbytes; t += tile) {
-    for (int64_t i = 0; i < groups; i += 2) std::memcpy(t + i, &half_scale, 2);
+    for (int64_t i = 0; i < groups; i += 2) std::memcpy(t + i, &group_scale, 2);
     for (int64_t i = row_scale_bytes(spec); i > 0; i -= 4) std::memcpy(t + tile - i, &scale, 4);
   }
 }
@@ -53,16 +56,17 @@ LinearBenchResult run(const LinearBench& bench) {
   for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i % 17) - 8.0f;
   std::vector<int8_t> codes(x.size());
   std::vector<float> scales(static_cast<size_t>(bench.n_tokens * groups));
-  std::vector<int32_t> sums(scales.size());
+  std::vector<int32_t> sums(static_cast<size_t>(bench.n_tokens * 2 * groups));
   const bool grouped = spec_of(bench.format).family != Family::ternary;
   const int64_t group_stride = grouped ? groups : 1;
+  const int64_t sum_stride = grouped ? 2 * groups : 1;
   for (int64_t t = 0; t < bench.n_tokens; ++t) {
     (grouped ? bench.table->quantize_groups : bench.table->quantize_token)(
         x.data() + t * padded, bench.cols, padded, codes.data() + t * padded,
-        scales.data() + t * group_stride, sums.data() + t * group_stride);
+        scales.data() + t * group_stride, sums.data() + t * sum_stride);
   }
-  const QuantizedActivations activations{codes.data(), scales.data(), sums.data(),
-                                         padded,       group_stride,  bench.n_tokens};
+  const QuantizedActivations activations{codes.data(), scales.data(), sums.data(),   padded,
+                                         group_stride, sum_stride,    bench.n_tokens};
   std::vector<float> y(static_cast<size_t>(bench.n_tokens * bench.rows));
 
   // Threads do not wait for each other between products: each counts what it finished.

@@ -82,16 +82,21 @@ void check_codes(const QuantizedActivations& x, int64_t cols, bool grouped) {
   const int64_t width = x.code_stride / x.group_stride;
   for (int64_t t = 0; t < x.n_tokens; ++t) {
     const int8_t* row = x.codes + t * x.code_stride;
+    const int32_t* given = x.sums + t * x.sum_stride;
     for (int64_t g = 0; g < x.group_stride; ++g) {
       int32_t sum = 0;
+      int32_t first_half = 0;
       for (int64_t k = g * width; k < (g + 1) * width; ++k) {
         sum += row[k];
+        if (k - g * width < width / 2) first_half += row[k];
         require(k < cols || row[k] == 0, "codes", "zeros after the last column",
                 std::to_string(row[k]));
         require(!grouped || row[k] != -128, "codes", "codes in -127..127", "-128");
       }
-      const int32_t given = x.sums[t * x.group_stride + g];
-      require(given == sum, "sums", std::to_string(sum), std::to_string(given));
+      const int32_t at = grouped ? given[2 * g] : given[g];
+      require(at == sum, "sums", std::to_string(sum), std::to_string(at));
+      require(!grouped || given[2 * g + 1] == first_half, "sums", std::to_string(first_half),
+              std::to_string(grouped ? given[2 * g + 1] : 0));
     }
   }
 }
@@ -115,11 +120,13 @@ void linear_quantized(const std::string& isa, const std::string& format, const I
           std::to_string(code_stride));
   const bool grouped = spec_of(w.format).family != Family::ternary;
   const int64_t group_stride = grouped ? code_stride / kActivationGroup : 1;
+  const int64_t sum_stride = grouped ? 2 * group_stride : 1;
   QuantizedActivations x{code_data,
                          input<float>(scales, "scales", {n_tokens, group_stride}),
-                         input<int32_t>(sums, "sums", {n_tokens, group_stride}),
+                         input<int32_t>(sums, "sums", {n_tokens, sum_stride}),
                          code_stride,
                          group_stride,
+                         sum_stride,
                          n_tokens};
   check_codes(x, cols, grouped);
   float* y = output<float>(out, "out", {n_tokens, rows});
@@ -217,7 +224,7 @@ void quantize_groups(const std::string& isa, const InputArray& x, const OutputAr
   int8_t* code_data = output<int8_t>(codes, "codes", {padded});
   float* scale = output<float>(scales, "scales", {groups});
   table.quantize_groups(x_data, n, padded, code_data, scale,
-                        output<int32_t>(sums, "sums", {groups}));
+                        output<int32_t>(sums, "sums", {2 * groups}));
 }
 
 void store_kv(const std::string& isa, const InputArray& x, const OutputArray& out) {

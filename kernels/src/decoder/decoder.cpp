@@ -405,7 +405,7 @@ void Decoder::prepare_input(Place place, int64_t n_tokens, int64_t cols, unsigne
     }
     if ((forms & kGroupCodes) != 0) {
       table_.quantize_groups(input, cols, stride, s.group_codes + t * stride,
-                             s.group_scales + t * groups, s.group_sums + t * groups);
+                             s.group_scales + t * groups, s.group_sums + t * 2 * groups);
     }
   });
   if (options_.trace) {
@@ -463,13 +463,13 @@ void Decoder::multiply_rows(const Linear& linear, float* y, int64_t y_stride, in
     case kTokenCodes:
       kernels.linear_quantized(w,
                                {s.token_codes + at, s.token_scales + first_token,
-                                s.token_sums + first_token, stride, 1, n_tokens},
+                                s.token_sums + first_token, stride, 1, 1, n_tokens},
                                y, y_stride, row_begin, row_end);
       break;
     case kGroupCodes:
       kernels.linear_quantized(w,
-                               {s.group_codes + at, s.group_scales + group, s.group_sums + group,
-                                stride, groups, n_tokens},
+                               {s.group_codes + at, s.group_scales + group,
+                                s.group_sums + 2 * group, stride, groups, 2 * groups, n_tokens},
                                y, y_stride, row_begin, row_end);
       break;
   }

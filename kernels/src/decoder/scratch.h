@@ -26,7 +26,7 @@ struct Scratch {
   int32_t* token_sums;  // (batch)
   int8_t* group_codes;  // (batch, input_stride): one scale per kActivationGroup inputs
   float* group_scales;  // (batch, input_stride / kActivationGroup)
-  int32_t* group_sums;  // (batch, input_stride / kActivationGroup)
+  int32_t* group_sums;  // (batch, 2 * input_stride / kActivationGroup)
   float* q;             // (batch, q_stride)
   float* k;             // (batch, kv_stride)
   float* v;             // (batch, kv_stride)
@@ -63,7 +63,7 @@ struct Scratch {
     token_sums = arena.take<int32_t>(batch);
     group_codes = arena.take<int8_t>(batch * input_stride);
     group_scales = arena.take<float>(batch * groups);
-    group_sums = arena.take<int32_t>(batch * groups);
+    group_sums = arena.take<int32_t>(2 * batch * groups);
     q = arena.take<float>(batch * q_stride);
     k = arena.take<float>(batch * kv_stride);
     v = arena.take<float>(batch * kv_stride);

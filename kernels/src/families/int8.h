@@ -15,7 +15,7 @@ struct Int8 {
   static constexpr const FormatSpec& kSpec = spec_of(kFormat);
   static constexpr int kGroupBlocks = static_cast<int>(kActivationGroup) / 4;
 
-  static constexpr int code(uint8_t byte, int) noexcept { return static_cast<int8_t>(byte); }
+  static constexpr float value(uint8_t byte, int) noexcept { return static_cast<int8_t>(byte); }
 
   template <int T>
   static QH_ALWAYS_INLINE void tile(const uint8_t* blocks, int64_t padded, const TokenBlock& in,
@@ -65,7 +65,7 @@ struct Int8 {
     for (int t = 0; t < T; ++t) {
       if constexpr (V::kUnsignedDot) {
         // code ^ 0x80 is code + 128 as an unsigned byte; start from what that adds too much.
-        sums[t] = V::set_i32(-128 * in.sums[t * in.group_stride + g]);
+        sums[t] = V::set_i32(-128 * in.sums[t * in.sum_stride + 2 * g]);
       } else {
         sums[t] = V::zero_i32();
       }

@@ -1,5 +1,5 @@
-// lut4.h: 4-bit codes that stand for 16 integers (the table of the format), one float16 scale per
-// group of weights, int8 inputs with one scale per 32.
+// lut4.h: 4-bit codes that stand for 16 integers (the table of the format), one scale per group of
+// weights, int8 inputs with one scale per 32.
 //
 // With o = -min(table), table[q] + o is unsigned, and sum(table[q] * x) =
 // sum((table[q] + o) * x) - o * sum(x). For int4 table[q] + o is q itself: no lookup.
@@ -16,43 +16,32 @@ struct Lut4 {
   using I32 = typename V::I32;
   using Block = typename V::Block;
   static constexpr const FormatSpec& kSpec = spec_of(kFormat);
-  static constexpr int kGroupBlocks = static_cast<int>(kActivationGroup) / 8;
+  static constexpr const Lut4Table& kTable = *kSpec.table;
 
-  static constexpr int code(uint8_t byte, int nibble) noexcept {
-    return kSpec.table[(byte >> (4 * nibble)) & 15];
+  static constexpr float value(uint8_t byte, int nibble) noexcept {
+    return kTable.values[(byte >> (4 * nibble)) & 15];
   }
 
   template <int T>
   static QH_ALWAYS_INLINE void tile(const uint8_t* tile_data, int64_t padded, const TokenBlock& in,
                                     F32 (&results)[T]) noexcept {
-    constexpr int kInputGroups = kSpec.group / static_cast<int>(kActivationGroup);
     const uint8_t* blocks = tile_data + group_scale_bytes(kSpec, padded);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) results[t] = V::zero();
     // Runs over scales and blocks alike, so that the next tile's first blocks are asked for too.
     const uint8_t* ahead = blocks;
-    for (int64_t wide = 0; wide < padded / kSpec.group; ++wide) {
-      F32 totals[T];
-#pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) totals[t] = V::zero();
-      for (int64_t g = wide * kInputGroups; g < (wide + 1) * kInputGroups; ++g) {
-        I32 sums[T];
-        group<T>(blocks + g * kGroupBlocks * 64, ahead, in, g, sums);
-        ahead += kGroupBlocks * 64;
-#pragma GCC unroll 8
-        for (int t = 0; t < T; ++t) {
-          const F32 x_scale = V::set(in.scales[t * in.group_stride + g]);
-          totals[t] = V::add(totals[t], V::mul(x_scale, V::to_f32(sums[t])));
-        }
+    for (int64_t i = 0; i < padded / kStride; ++i) {
+      if constexpr (kSpec.group < kActivationGroup) {
+        narrow_groups<T>(tile_data, blocks, ahead, in, i, results);
+      } else {
+        wide_group<T>(tile_data, blocks, ahead, in, i, results);
       }
+      ahead += kStride * kTileRows / 2;
       prefetch(ahead);
-      ahead += kTileRows * 2;
-      const F32 scales = group_scales(tile_data, wide);
-#pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) {
-        results[t] = V::add(results[t], V::mul(scales, totals[t]));
-      }
+      ahead += kStride / kSpec.group * kScaleBytes;
     }
+    if constexpr (kSpec.row_scales) prefetch(ahead);
+    finish<T>(tile_data, padded, kTable.step, results);
   }
 
   template <int T>
@@ -67,10 +56,8 @@ struct Lut4 {
       for (int64_t b = wide * kSpec.group / 8; b < (wide + 1) * kSpec.group / 8; ++b) {
         prefetch(blocks + b * 64);
         const Block packed = V::load_block(blocks + b * 64);
-        const Block low = V::and_mask(packed, 15);
-        const Block high = V::and_mask(V::template shift_right<4>(packed), 15);
-        add_exact<V, T>(sums, V::lookup(low, kSpec.table), in, 8 * b);
-        add_exact<V, T>(sums, V::lookup(high, kSpec.table), in, 8 * b + 4);
+        add_values<T>(sums, V::and_mask(packed, 15), in, 8 * b);
+        add_values<T>(sums, V::and_mask(V::template shift_right<4>(packed), 15), in, 8 * b + 4);
       }
       const F32 scales = group_scales(tile_data, wide);
 #pragma GCC unroll 8
@@ -78,22 +65,32 @@ struct Lut4 {
         results[t] = V::fma(scales, V::add(sums[t][0], sums[t][1]), results[t]);
       }
     }
+    if constexpr (kSpec.row_scales) prefetch(blocks + padded / 8 * 64);
+    finish<T>(tile_data, padded, kIntegersAreExact ? kTable.step : kScaleUnit, results);
   }
 
  private:
   static constexpr int offset() noexcept {
     int smallest = 0;
-    for (const int8_t entry : kSpec.table) smallest = entry < smallest ? entry : smallest;
+    for (const int8_t entry : kTable.integers) smallest = entry < smallest ? entry : smallest;
     return -smallest;
   }
   static constexpr int largest() noexcept {
     int best = 0;
-    for (const int8_t entry : kSpec.table) best = entry > best ? entry : best;
+    for (const int8_t entry : kTable.integers) best = entry > best ? entry : best;
     return best + offset();
   }
   static constexpr bool is_linear() noexcept {
     for (int q = 0; q < 16; ++q) {
-      if (kSpec.table[q] + offset() != q) return false;
+      if (kTable.integers[q] + offset() != q) return false;
+    }
+    return true;
+  }
+  // Whether products with float32 inputs can use the integers too.
+  static constexpr bool integers_are_exact() noexcept {
+    for (int q = 0; q < 16; ++q) {
+      const float integer = static_cast<float>(kTable.integers[q]);
+      if (integer * kTable.step != kTable.values[q] * kScaleUnit) return false;
     }
     return true;
   }
@@ -102,43 +99,170 @@ struct Lut4 {
   };
   static constexpr Table unsigned_table() noexcept {
     Table table{};
-    for (int q = 0; q < 16; ++q) table.entries[q] = static_cast<int8_t>(kSpec.table[q] + offset());
+    for (int q = 0; q < 16; ++q) {
+      table.entries[q] = static_cast<int8_t>(kTable.integers[q] + offset());
+    }
     return table;
   }
-  static constexpr int kOffset = offset();
-  static constexpr Table kUnsigned = unsigned_table();
-  // One group adds 8 products of two inputs each (-127..127) to a narrow sum.
-  static constexpr bool kNarrow = 8 * 2 * largest() * 127 < 32768;
-
-  static QH_ALWAYS_INLINE F32 group_scales(const uint8_t* tile_data, int64_t wide) noexcept {
-    return V::load_half(reinterpret_cast<const uint16_t*>(tile_data + wide * kTileRows * 2));
+  // Blocks whose products a narrow sum holds, 0 where not even one: each block adds two narrow dots
+  // of two products of an unsigned code and an input in -127..127.
+  static constexpr int part_blocks() noexcept {
+    if (V::kUnsignedDot) return kSpanBlocks;
+    for (int blocks = kSpanBlocks; blocks > 0; blocks /= 2) {
+      if (blocks * 2 * 2 * largest() * 127 < 32768) return blocks;
+    }
+    return 0;
   }
 
-  // sums[t] = the exact products of one group of 32 columns.
+  // Columns of one step of the loop over a tile.
+  static constexpr int64_t kStride =
+      kSpec.group < kActivationGroup ? kActivationGroup : kSpec.group;
+  // Columns that share both scales.
+  static_assert(kSpec.group % kActivationGroup == 0 || 2 * kSpec.group == kActivationGroup);
+  static constexpr int64_t kSpan = kSpec.group < kActivationGroup ? kSpec.group : kActivationGroup;
+  static constexpr int kSpanBlocks = static_cast<int>(kSpan) / 8;
+  static constexpr int64_t kScaleBytes = kTileRows * scale_width(kSpec);
+  // What a group scale as read has to be multiplied by.
+  static constexpr float kScaleUnit = kSpec.scale == ScaleType::e4m3 ? 256.0f : 1.0f;
+  static constexpr int kOffset = offset();
+  static constexpr Table kUnsigned = unsigned_table();
+  static constexpr int kPartBlocks = part_blocks();
+  static constexpr bool kIntegersAreExact = integers_are_exact();
+
+  static QH_ALWAYS_INLINE F32 group_scales(const uint8_t* tile_data, int64_t group) noexcept {
+    const uint8_t* scales = tile_data + group * kScaleBytes;
+    if constexpr (kSpec.scale == ScaleType::e8m0) {
+      return V::load_e8m0(scales);
+    } else if constexpr (kSpec.scale == ScaleType::e4m3) {
+      return V::load_e4m3(scales);
+    } else {
+      return V::load_half(reinterpret_cast<const uint16_t*>(scales));
+    }
+  }
+
+  // results *= step, and the row scales of a format that has them.
   template <int T>
-  static QH_ALWAYS_INLINE void group(const uint8_t* blocks, const uint8_t* ahead,
-                                     const TokenBlock& in, int64_t g, I32 (&sums)[T]) noexcept {
-    const int8_t* inputs = in.codes + g * kActivationGroup;
-    typename V::Narrow narrow[T];
+  static QH_ALWAYS_INLINE void finish(const uint8_t* tile_data, int64_t padded, float step,
+                                      F32 (&results)[T]) noexcept {
+    if (!kSpec.row_scales && step == 1.0f) return;
+    F32 factor = V::set(step);
+    if constexpr (kSpec.row_scales) {
+      const uint8_t* row_scales = row_scales_of(kSpec, tile_data, padded);
+      factor = V::mul(V::load(reinterpret_cast<const float*>(row_scales)), factor);
+    }
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) {
-      narrow[t] = V::narrow_zero();
-      sums[t] = V::zero_i32();
-    }
-#pragma GCC unroll 4
-    for (int b = 0; b < kGroupBlocks; ++b) {
-      prefetch(ahead + b * 64);
-      const Block packed = V::load_block(blocks + b * 64);
-      add_nibble<T>(narrow, sums, V::and_mask(packed, 15), inputs + 8 * b, in.code_stride);
-      add_nibble<T>(narrow, sums, V::and_mask(V::template shift_right<4>(packed), 15),
-                    inputs + 8 * b + 4, in.code_stride);
-    }
-    if constexpr (kNarrow || V::kUnsignedDot) {
+    for (int t = 0; t < T; ++t) results[t] = V::mul(results[t], factor);
+  }
+
+  // Weight group `wide`, of 32 columns or more.
+  template <int T>
+  static QH_ALWAYS_INLINE void wide_group(const uint8_t* tile_data, const uint8_t* blocks,
+                                          const uint8_t* ahead, const TokenBlock& in, int64_t wide,
+                                          F32 (&results)[T]) noexcept {
+    constexpr int64_t kSpans = kStride / kSpan;
+    F32 totals[T];
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) totals[t] = V::zero();
+    for (int64_t g = wide * kSpans; g < (wide + 1) * kSpans; ++g) {
+      I32 sums[T];
+      span<T>(blocks + g * kSpanBlocks * 64, ahead, in, g, 0, sums);
+      ahead += kSpanBlocks * 64;
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) {
-        const I32 excess = V::set_i32(kOffset * in.sums[t * in.group_stride + g]);
-        sums[t] = V::sub(V::widen(narrow[t]), excess);
+        const F32 x_scale = V::set(in.scales[t * in.group_stride + g]);
+        totals[t] = V::add(totals[t], V::mul(x_scale, V::to_f32(sums[t])));
       }
+    }
+    const F32 scales = group_scales(tile_data, wide);
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      results[t] = V::add(results[t], V::mul(scales, totals[t]));
+    }
+  }
+
+  // Input group g, with two weight groups in it.
+  template <int T>
+  static QH_ALWAYS_INLINE void narrow_groups(const uint8_t* tile_data, const uint8_t* blocks,
+                                             const uint8_t* ahead, const TokenBlock& in, int64_t g,
+                                             F32 (&results)[T]) noexcept {
+    F32 totals[T];
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) totals[t] = V::zero();
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      I32 sums[T];
+      span<T>(blocks + (2 * g + half) * kSpanBlocks * 64, ahead, in, g, half, sums);
+      ahead += kSpanBlocks * 64;
+      const F32 scales = group_scales(tile_data, 2 * g + half);
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) {
+        totals[t] = V::add(totals[t], V::mul(scales, V::to_f32(sums[t])));
+      }
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      const F32 x_scale = V::set(in.scales[t * in.group_stride + g]);
+      results[t] = V::add(results[t], V::mul(x_scale, totals[t]));
+    }
+  }
+
+  // sums[t] = the exact products of the kSpan columns that are input group g or a half of it.
+  template <int T>
+  static QH_ALWAYS_INLINE void span(const uint8_t* blocks, const uint8_t* ahead,
+                                    const TokenBlock& in, int64_t g, int half,
+                                    I32 (&sums)[T]) noexcept {
+    constexpr int kStep = kPartBlocks > 0 ? kPartBlocks : kSpanBlocks;
+    const int8_t* inputs = in.codes + g * kActivationGroup + half * kSpan;
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) sums[t] = V::zero_i32();
+#pragma GCC unroll 2
+    for (int part = 0; part < kSpanBlocks; part += kStep) {
+      typename V::Narrow narrow[T];
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) narrow[t] = V::narrow_zero();
+#pragma GCC unroll 4
+      for (int b = part; b < part + kStep; ++b) {
+        prefetch(ahead + b * 64);
+        const Block packed = V::load_block(blocks + b * 64);
+        add_nibble<T>(narrow, sums, V::and_mask(packed, 15), inputs + 8 * b, in.code_stride);
+        add_nibble<T>(narrow, sums, V::and_mask(V::template shift_right<4>(packed), 15),
+                      inputs + 8 * b + 4, in.code_stride);
+      }
+      if constexpr (kPartBlocks > 0) {
+#pragma GCC unroll 8
+        for (int t = 0; t < T; ++t) {
+          const I32 wide = V::widen(narrow[t]);
+          sums[t] = part == 0 ? wide : V::add(sums[t], wide);
+        }
+      }
+    }
+    if constexpr (kPartBlocks > 0) {
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) {
+        const int32_t excess = kOffset * input_sum(in, t, g, half);
+        sums[t] = V::sub(sums[t], V::set_i32(excess));
+      }
+    }
+  }
+
+  // The sum of the input codes of a span.
+  static QH_ALWAYS_INLINE int32_t input_sum(const TokenBlock& in, int t, int64_t g,
+                                            int half) noexcept {
+    const int32_t* sums = in.sums + t * in.sum_stride + 2 * g;
+    if constexpr (kSpan == kActivationGroup) return sums[0];
+    return half == 0 ? sums[1] : sums[0] - sums[1];
+  }
+
+  template <int T>
+  static QH_ALWAYS_INLINE void add_values(F32 (&sums)[T][2], Block nibbles, const ExactBlock& in,
+                                          int64_t column) noexcept {
+    if constexpr (kIntegersAreExact) {
+      add_exact<V, T>(sums, V::lookup(nibbles, kTable.integers), in, column);
+    } else {
+      add_exact<V, T>(sums, V::template lookup_f32<0>(nibbles, kTable.values),
+                      V::template lookup_f32<1>(nibbles, kTable.values),
+                      V::template lookup_f32<2>(nibbles, kTable.values),
+                      V::template lookup_f32<3>(nibbles, kTable.values), in, column);
     }
   }
 
@@ -147,15 +271,15 @@ struct Lut4 {
                                           Block nibbles, const int8_t* inputs,
                                           int64_t stride) noexcept {
     Block codes = nibbles;
-    if constexpr (kNarrow || V::kUnsignedDot) {
+    if constexpr (kPartBlocks > 0) {
       if constexpr (!is_linear()) codes = V::lookup(nibbles, kUnsigned.entries);
     } else {
-      codes = V::lookup(nibbles, kSpec.table);
+      codes = V::lookup(nibbles, kTable.integers);
     }
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
       const typename V::Quad x = V::load_quad(inputs + t * stride);
-      if constexpr (kNarrow || V::kUnsignedDot) {
+      if constexpr (kPartBlocks > 0) {
         narrow[t] = V::narrow_dot(narrow[t], codes, x);
       } else {
         sums[t] = V::dot_signed(sums[t], codes, x);

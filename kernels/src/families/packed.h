@@ -8,7 +8,7 @@
 #include <cstdint>
 
 #include "core/compiler.h"
-#include "core/half.h"
+#include "core/packed_scale.h"
 #include "formats.h"
 
 namespace qh {
@@ -25,12 +25,6 @@ QH_ALWAYS_INLINE void prefetch(const uint8_t* p) noexcept {
                      0, 2);
 }
 
-QH_ALWAYS_INLINE float load_row_scale(const uint8_t* p) noexcept {
-  float value;
-  __builtin_memcpy(&value, p, sizeof value);
-  return value;
-}
-
 // T tokens starting at some token.
 struct TokenBlock {
   const int8_t* codes;
@@ -38,6 +32,7 @@ struct TokenBlock {
   const int32_t* sums;
   int64_t code_stride;
   int64_t group_stride;
+  int64_t sum_stride;
 };
 
 struct ExactBlock {
@@ -45,15 +40,12 @@ struct ExactBlock {
   int64_t stride;
 };
 
-// sum += weights of one block of 4 sub-columns times 4 inputs of each of T tokens. Even and odd
-// sub-columns have separate sums so that additions need not wait for each other.
+// sum += weights of 4 neighbouring columns times 4 inputs of each of T tokens. Even and odd columns
+// have separate sums so that additions need not wait for each other.
 template <typename V, int T>
-QH_ALWAYS_INLINE void add_exact(typename V::F32 (&sums)[T][2], typename V::Block codes,
+QH_ALWAYS_INLINE void add_exact(typename V::F32 (&sums)[T][2], typename V::F32 w0,
+                                typename V::F32 w1, typename V::F32 w2, typename V::F32 w3,
                                 const ExactBlock& in, int64_t column) noexcept {
-  const typename V::F32 w0 = V::to_f32(V::template byte_of<0>(codes));
-  const typename V::F32 w1 = V::to_f32(V::template byte_of<1>(codes));
-  const typename V::F32 w2 = V::to_f32(V::template byte_of<2>(codes));
-  const typename V::F32 w3 = V::to_f32(V::template byte_of<3>(codes));
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) {
     const float* x = in.x + t * in.stride + column;
@@ -62,6 +54,16 @@ QH_ALWAYS_INLINE void add_exact(typename V::F32 (&sums)[T][2], typename V::Block
     sums[t][0] = V::fma(w2, V::set(x[2]), sums[t][0]);
     sums[t][1] = V::fma(w3, V::set(x[3]), sums[t][1]);
   }
+}
+
+// The same with the weights of a block of 4 sub-columns.
+template <typename V, int T>
+QH_ALWAYS_INLINE void add_exact(typename V::F32 (&sums)[T][2], typename V::Block codes,
+                                const ExactBlock& in, int64_t column) noexcept {
+  add_exact<V, T>(sums, V::to_f32(V::template byte_of<0>(codes)),
+                  V::to_f32(V::template byte_of<1>(codes)),
+                  V::to_f32(V::template byte_of<2>(codes)),
+                  V::to_f32(V::template byte_of<3>(codes)), in, column);
 }
 
 template <typename V, int T>
@@ -95,8 +97,12 @@ struct Packed {
   template <int T>
   static void tokens(const uint8_t* tile, int64_t padded, const QuantizedActivations& x,
                      int64_t token, float* y, int64_t y_stride, int64_t n_rows) noexcept {
-    const TokenBlock in{x.codes + token * x.code_stride, x.scales + token * x.group_stride,
-                        x.sums + token * x.group_stride, x.code_stride, x.group_stride};
+    const TokenBlock in{x.codes + token * x.code_stride,
+                        x.scales + token * x.group_stride,
+                        x.sums + token * x.sum_stride,
+                        x.code_stride,
+                        x.group_stride,
+                        x.sum_stride};
     F32 results[T];
     Rows::template tile<T>(tile, padded, in, results);
     store<T>(results, y + token * y_stride, y_stride, n_rows);
@@ -152,19 +158,11 @@ struct Packed {
     const int64_t padded = round_up(w.cols, kSpec.column_unit);
     const int64_t r = row % kTileRows;
     const uint8_t* bytes = tile + group_scale_bytes(kSpec, padded) + 4 * r;
-    const uint8_t* row_scale = bytes - 4 * r + padded / kSpec.block_columns * 64 + 4 * r;
     for (int64_t k = 0; k < w.cols; ++k) {
       const int64_t within = k % kSpec.block_columns;
       const uint8_t byte = bytes[k / kSpec.block_columns * 64 + within % 4];
-      float scale;
-      if constexpr (kSpec.family == qh::Family::lut4) {
-        uint16_t half;
-        __builtin_memcpy(&half, tile + (k / kSpec.group * kTileRows + r) * 2, sizeof half);
-        scale = float_from_half(half);
-      } else {
-        scale = load_row_scale(row_scale);
-      }
-      out[k] = scale * static_cast<float>(Rows::code(byte, static_cast<int>(within / 4)));
+      const float scale = packed_scale(kSpec, tile, padded, r, k);
+      out[k] = scale * Rows::value(byte, static_cast<int>(within / 4));
     }
   }
 

@@ -18,8 +18,8 @@ struct Ternary {
   using Block = typename V::Block;
   static constexpr const FormatSpec& kSpec = spec_of(kFormat);
 
-  static constexpr int code(uint8_t byte, int field) noexcept {
-    return ((byte >> (2 * field)) & 3) - 1;
+  static constexpr float value(uint8_t byte, int field) noexcept {
+    return static_cast<float>(((byte >> (2 * field)) & 3) - 1);
   }
 
   template <int T>
@@ -40,7 +40,7 @@ struct Ternary {
     const F32 row_scales = V::load(reinterpret_cast<const float*>(blocks + n_blocks * 64));
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
-      const I32 acc = V::sub(sums[t], V::set_i32(in.sums[t * in.group_stride]));
+      const I32 acc = V::sub(sums[t], V::set_i32(in.sums[t * in.sum_stride]));
       const F32 x_scale = V::set(in.scales[t * in.group_stride]);
       results[t] = V::mul(V::mul(V::to_f32(acc), x_scale), row_scales);
     }

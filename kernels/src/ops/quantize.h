@@ -73,7 +73,8 @@ void quantize_groups(const float* x, int64_t n, int64_t padded, int8_t* codes, f
     if (bits >= kInfinityBits || !(scale > 0.0f)) {
       clear_codes(codes + begin, kActivationGroup);
       scales[g] = bits >= kInfinityBits ? float_from_bits(kNanBits) : 0.0f;
-      sums[g] = 0;
+      sums[2 * g] = 0;
+      sums[2 * g + 1] = 0;
       continue;
     }
     // A subnormal scale is coarse, so quotients up to 254 occur; they are clamped.
@@ -85,7 +86,8 @@ void quantize_groups(const float* x, int64_t n, int64_t padded, int8_t* codes, f
     V::store_codes(codes + begin, code_a);
     V::store_codes(codes + begin + 16, code_b);
     scales[g] = scale;
-    sums[g] = V::reduce_add(V::add(code_a, code_b));
+    sums[2 * g] = V::reduce_add(V::add(code_a, code_b));
+    sums[2 * g + 1] = V::reduce_add(code_a);
   }
 }
 

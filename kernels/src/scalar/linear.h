@@ -5,33 +5,25 @@
 //   ternary   y = ((float)acc * x_scale) * row_scale          acc over the whole row
 //   int8      s = 0; for each group g of 32 inputs: s = s + x_scale[g] * (float)acc[g]
 //             y = s * row_scale
-//   lut4      y = 0; for each weight group G:
+//   lut4      y = 0; for each weight group G of 32 inputs or more:
 //               s = 0; for each input group g in G: s = s + x_scale[g] * (float)acc[g]
 //               y = y + w_scale[G] * s
-// acc are exact int32 sums of weight code times activation code.
+//             or, with weight groups of 16, for each input group g:
+//               s = 0; for each weight group G in g: s = s + w_scale[G] * (float)acc[G]
+//               y = y + x_scale[g] * s
+//             then y = y * step, or y * (row_scale * step)
+// acc are exact int32 sums of weight code (lut4: the integer of the code) times activation code.
 #pragma once
 
 #include <cstdint>
 
-#include "core/half.h"
+#include "core/packed_scale.h"
 #include "formats.h"
 
 namespace qh {
 namespace {
 
 constexpr int kRows = static_cast<int>(kTileRows);
-
-inline float load_f32(const uint8_t* bytes) noexcept {
-  float value;
-  __builtin_memcpy(&value, bytes, sizeof value);
-  return value;
-}
-
-inline uint16_t load_u16(const uint8_t* bytes) noexcept {
-  uint16_t value;
-  __builtin_memcpy(&value, bytes, sizeof value);
-  return value;
-}
 
 template <FormatId kFormat>
 float dense_element(const uint8_t* data, int64_t index) noexcept {
@@ -46,7 +38,8 @@ int32_t code_in(uint8_t byte, int64_t field) noexcept {
   constexpr const FormatSpec& spec = spec_of(kFormat);
   if constexpr (spec.family == Family::int8) return static_cast<int8_t>(byte);
   if constexpr (spec.family == Family::ternary) return ((byte >> (2 * field)) & 3) - 1;
-  if constexpr (spec.family == Family::lut4) return spec.table[(byte >> (4 * field)) & 15];
+  if constexpr (spec.family == Family::lut4)
+    return spec.table->integers[(byte >> (4 * field)) & 15];
 }
 
 // The 4 bytes of a packed tile that hold row r, columns k..k+3 (k a multiple of 4).
@@ -56,21 +49,17 @@ const uint8_t* bytes_at(const uint8_t* tile, int64_t padded_cols, int r, int64_t
   return tile + group_scale_bytes(spec, padded_cols) + k / spec.block_columns * 64 + 4 * r;
 }
 
-// The integer code of row r, column k of a packed tile.
+// The weight of row r, column k of a packed tile.
 template <FormatId kFormat>
-int32_t code_at(const uint8_t* tile, int64_t padded_cols, int r, int64_t k) noexcept {
-  const int64_t field = k % spec_of(kFormat).block_columns / 4;
-  return code_in<kFormat>(bytes_at<kFormat>(tile, padded_cols, r, k)[k % 4], field);
-}
-
-// What the code of row r, column k is multiplied by.
-template <FormatId kFormat>
-float scale_at(const uint8_t* tile, int64_t padded_cols, int r, int64_t k) noexcept {
+float weight_at(const uint8_t* tile, int64_t padded_cols, int r, int64_t k) noexcept {
   constexpr const FormatSpec& spec = spec_of(kFormat);
+  const int64_t field = k % spec.block_columns / 4;
+  const uint8_t byte = bytes_at<kFormat>(tile, padded_cols, r, k)[k % 4];
+  const float scale = packed_scale(spec, tile, padded_cols, r, k);
   if constexpr (spec.family == Family::lut4) {
-    return float_from_half(load_u16(tile + (k / spec.group * kTileRows + r) * 2));
+    return scale * spec.table->values[(byte >> (4 * field)) & 15];
   } else {
-    return load_f32(tile + padded_cols / spec.block_columns * 64 + r * 4);
+    return scale * static_cast<float>(code_in<kFormat>(byte, field));
   }
 }
 
@@ -97,21 +86,50 @@ struct ScalarLinear {
                              const float* x_scales) noexcept {
     if constexpr (kSpec.family == Family::ternary) {
       const int32_t acc = dot(tile, padded, r, codes, 0, padded);
-      return static_cast<float>(acc) * x_scales[0] * scale_at<kFormat>(tile, padded, r, 0);
+      return static_cast<float>(acc) * x_scales[0] * packed_scale(kSpec, tile, padded, r, 0);
+    } else if constexpr (kSpec.family == Family::int8) {
+      const float s = input_groups(tile, padded, r, codes, x_scales, 0, padded);
+      return s * packed_scale(kSpec, tile, padded, r, 0);
     } else {
-      const int64_t weight_group = kSpec.family == Family::lut4 ? kSpec.group : padded;
-      float y = 0.0f;
-      for (int64_t begin = 0; begin < padded; begin += weight_group) {
-        float s = 0.0f;
-        for (int64_t k = begin; k < begin + weight_group; k += kActivationGroup) {
-          const int32_t acc = dot(tile, padded, r, codes, k, k + kActivationGroup);
-          s = s + x_scales[k / kActivationGroup] * static_cast<float>(acc);
-        }
-        const float scaled = scale_at<kFormat>(tile, padded, r, begin) * s;
-        y = kSpec.family == Family::lut4 ? y + scaled : scaled;
-      }
-      return y;
+      const float y = lut4_row(tile, padded, r, codes, x_scales);
+      if constexpr (!kSpec.row_scales) return y * kSpec.table->step;
+      const float row_scale = load_f32(row_scales_of(kSpec, tile, padded) + 4 * r);
+      return y * (row_scale * kSpec.table->step);
     }
+  }
+
+  // The sum over the input groups of columns [begin, end).
+  static float input_groups(const uint8_t* tile, int64_t padded, int r, const int8_t* codes,
+                            const float* x_scales, int64_t begin, int64_t end) noexcept {
+    float s = 0.0f;
+    for (int64_t k = begin; k < end; k += kActivationGroup) {
+      const int32_t acc = dot(tile, padded, r, codes, k, k + kActivationGroup);
+      s = s + x_scales[k / kActivationGroup] * static_cast<float>(acc);
+    }
+    return s;
+  }
+
+  // A row of a lut4 format before step and row scale.
+  static float lut4_row(const uint8_t* tile, int64_t padded, int r, const int8_t* codes,
+                        const float* x_scales) noexcept {
+    constexpr int64_t kGroup = kSpec.group;
+    float y = 0.0f;
+    if constexpr (kGroup >= kActivationGroup) {
+      for (int64_t begin = 0; begin < padded; begin += kGroup) {
+        const float s = input_groups(tile, padded, r, codes, x_scales, begin, begin + kGroup);
+        y = y + lut4_group_scale(kSpec, tile, begin / kGroup, r) * s;
+      }
+    } else {
+      for (int64_t begin = 0; begin < padded; begin += kActivationGroup) {
+        float s = 0.0f;
+        for (int64_t k = begin; k < begin + kActivationGroup; k += kGroup) {
+          const int32_t acc = dot(tile, padded, r, codes, k, k + kGroup);
+          s = s + lut4_group_scale(kSpec, tile, k / kGroup, r) * static_cast<float>(acc);
+        }
+        y = y + x_scales[begin / kActivationGroup] * s;
+      }
+    }
+    return y;
   }
 
   static void linear_quantized(const MatrixView& w, const QuantizedActivations& x, float* y,
@@ -137,8 +155,7 @@ struct ScalarLinear {
       const uint8_t* tile = tile_of(w, row);
       const int r = static_cast<int>(row % kTileRows);
       for (int64_t k = 0; k < w.cols; ++k) {
-        out[k] = scale_at<kFormat>(tile, padded, r, k) *
-                 static_cast<float>(code_at<kFormat>(tile, padded, r, k));
+        out[k] = weight_at<kFormat>(tile, padded, r, k);
       }
     }
   }
@@ -158,8 +175,7 @@ struct ScalarLinear {
           } else {
             const uint8_t* tile = tile_of(w, row);
             const int r = static_cast<int>(row % kTileRows);
-            weight = scale_at<kFormat>(tile, padded, r, k) *
-                     static_cast<float>(code_at<kFormat>(tile, padded, r, k));
+            weight = weight_at<kFormat>(tile, padded, r, k);
           }
           sum += static_cast<double>(weight) * static_cast<double>(x_row[k]);
         }

@@ -102,6 +102,7 @@ inline void scalar_quantize_groups(const float* x, int64_t n, int64_t padded, in
     const bool finite = bits < 0x7f800000u;
     const float scale = float_from_bits(bits) / 127.0f;
     int32_t total = 0;
+    int32_t first_half = 0;
     for (int64_t i = 0; i < kActivationGroup; ++i) {
       float code = 0.0f;
       if (finite && i < count && scale > 0.0f) code = std::nearbyintf(x[begin + i] / scale);
@@ -109,9 +110,11 @@ inline void scalar_quantize_groups(const float* x, int64_t n, int64_t padded, in
       if (code < -127.0f) code = -127.0f;
       codes[begin + i] = static_cast<int8_t>(code);
       total += codes[begin + i];
+      if (i < kActivationGroup / 2) first_half += codes[begin + i];
     }
     scales[g] = finite ? scale : float_from_bits(0x7fc00000u);
-    sums[g] = total;
+    sums[2 * g] = total;
+    sums[2 * g + 1] = first_half;
   }
 }
 

@@ -48,6 +48,11 @@ struct Simd {
         _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
     return {_mm256_shuffle_epi8(entries, nibbles.low), _mm256_shuffle_epi8(entries, nibbles.high)};
   }
+  template <int kByte>
+  static QH_ALWAYS_INLINE F32 lookup_f32(Block nibbles, const float* table) noexcept {
+    const I32 index = byte_of<kByte>(nibbles);
+    return {lookup_f32_half(index.low, table), lookup_f32_half(index.high, table)};
+  }
   static QH_ALWAYS_INLINE Quad load_quad(const int8_t* p) noexcept {
     int32_t four;
     __builtin_memcpy(&four, p, sizeof four);
@@ -148,6 +153,20 @@ struct Simd {
     __builtin_memcpy(lanes, p, static_cast<size_t>(n) * sizeof(uint16_t));
     return load_half(lanes);
   }
+  static QH_ALWAYS_INLINE F32 load_e8m0(const uint8_t* p) noexcept {
+    const auto half = [](const uint8_t* eight) {
+      const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(eight));
+      const __m256i bits = _mm256_slli_epi32(_mm256_cvtepu8_epi32(bytes), 23);
+      return _mm256_castsi256_ps(_mm256_max_epi32(bits, _mm256_set1_epi32(0x00400000)));
+    };
+    return {half(p), half(p + 8)};
+  }
+  static QH_ALWAYS_INLINE F32 load_e4m3(const uint8_t* p) noexcept {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    const __m256i halves = _mm256_slli_epi16(_mm256_cvtepu8_epi16(bytes), 7);
+    return {_mm256_cvtph_ps(_mm256_castsi256_si128(halves)),
+            _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
+  }
   static QH_ALWAYS_INLINE void store_half(uint16_t* p, F32 a) noexcept {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_half(a.low));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), to_half(a.high));
@@ -231,6 +250,12 @@ struct Simd {
   static QH_ALWAYS_INLINE __m128 fold(F32 a) noexcept {
     const __m256 eight = _mm256_add_ps(a.low, a.high);
     return _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  }
+  static QH_ALWAYS_INLINE __m256 lookup_f32_half(__m256i index, const float* table) noexcept {
+    const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index);
+    const __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), index);
+    // The sign bit chooses: bit 3 of the index.
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
   }
   static QH_ALWAYS_INLINE __m256i dot_signed_half(__m256i acc, __m256i codes, Quad x) noexcept {
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(x, codes));

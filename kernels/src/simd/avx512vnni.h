@@ -49,6 +49,11 @@ struct Simd {
     const __m128i entries = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(entries), nibbles);
   }
+  // table[byte kByte of every row] for bytes 0..15.
+  template <int kByte>
+  static QH_ALWAYS_INLINE F32 lookup_f32(Block nibbles, const float* table) noexcept {
+    return _mm512_permutexvar_ps(byte_of<kByte>(nibbles), _mm512_loadu_ps(table));
+  }
   static QH_ALWAYS_INLINE Quad load_quad(const int8_t* p) noexcept {
     int32_t four;
     __builtin_memcpy(&four, p, sizeof four);
@@ -102,6 +107,16 @@ struct Simd {
   }
   static QH_ALWAYS_INLINE F32 load_half_partial(const uint16_t* p, int n) noexcept {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes(n), p));
+  }
+  // 16 scales of one byte each, as lut4_group_scale reads them (core/packed_scale.h).
+  static QH_ALWAYS_INLINE F32 load_e8m0(const uint8_t* p) noexcept {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    const __m512i bits = _mm512_slli_epi32(_mm512_cvtepu8_epi32(bytes), 23);
+    return _mm512_castsi512_ps(_mm512_max_epi32(bits, _mm512_set1_epi32(0x00400000)));
+  }
+  static QH_ALWAYS_INLINE F32 load_e4m3(const uint8_t* p) noexcept {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(bytes), 7));
   }
   static QH_ALWAYS_INLINE void store_half(uint16_t* p, F32 a) noexcept {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_half(a));

@@ -40,6 +40,16 @@ struct NeonBase {
     const uint8x16_t entries = vreinterpretq_u8_s8(vld1q_s8(table));
     return each<Block>([&](int i) { return vqtbl1q_u8(entries, nibbles.val[i]); });
   }
+  template <int kByte>
+  static QH_ALWAYS_INLINE F32 lookup_f32(Block nibbles, const float* table) noexcept {
+    const uint8x16x4_t entries = vld1q_u8_x4(reinterpret_cast<const uint8_t*>(table));
+    const I32 index = byte_of<kByte>(nibbles);
+    return each<F32>([&](int i) {
+      // Row r wants the table's bytes 4 * index .. 4 * index + 3.
+      const int32x4_t bytes = vmlaq_n_s32(vdupq_n_s32(0x03020100), index.val[i], 0x04040404);
+      return vreinterpretq_f32_u8(vqtbl4q_u8(entries, vreinterpretq_u8_s32(bytes)));
+    });
+  }
   static QH_ALWAYS_INLINE Quad load_quad(const int8_t* p) noexcept {
     int32_t four;
     __builtin_memcpy(&four, p, sizeof four);
@@ -113,6 +123,24 @@ struct NeonBase {
     uint16_t lanes[16] = {};
     __builtin_memcpy(lanes, p, static_cast<size_t>(n) * sizeof(uint16_t));
     return load_half(lanes);
+  }
+  static QH_ALWAYS_INLINE F32 load_e8m0(const uint8_t* p) noexcept {
+    const uint8x16_t bytes = vld1q_u8(p);
+    const uint16x8_t words[2] = {vmovl_u8(vget_low_u8(bytes)), vmovl_high_u8(bytes)};
+    return each<F32>([&](int i) {
+      const uint16x8_t eight = words[i / 2];
+      const uint32x4_t four = i % 2 == 0 ? vmovl_u16(vget_low_u16(eight)) : vmovl_high_u16(eight);
+      return vreinterpretq_f32_u32(vmaxq_u32(vshlq_n_u32(four, 23), vdupq_n_u32(0x00400000)));
+    });
+  }
+  static QH_ALWAYS_INLINE F32 load_e4m3(const uint8_t* p) noexcept {
+    const uint8x16_t bytes = vld1q_u8(p);
+    const uint16x8_t halves[2] = {vshll_n_u8(vget_low_u8(bytes), 7), vshll_high_n_u8(bytes, 7)};
+    return each<F32>([&](int i) {
+      const uint16x8_t eight = halves[i / 2];
+      const uint16x4_t four = i % 2 == 0 ? vget_low_u16(eight) : vget_high_u16(eight);
+      return vcvt_f32_f16(vreinterpret_f16_u16(four));
+    });
   }
   static QH_ALWAYS_INLINE void store_half(uint16_t* p, F32 a) noexcept {
     for (int i = 0; i < 4; ++i) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(a.val[i])));

@@ -377,8 +377,7 @@ def _padded(codes: NDArray[np.int8], scales: F32, like: QuantizedTokens) -> Quan
     """Recorded codes as kernels read them: zeros up to the padding, and sums."""
     padded = np.zeros_like(like.codes)
     padded[:, : codes.shape[1]] = codes
-    groups = like.scales.shape[1]
     spread = np.zeros_like(like.scales)
     spread[:, : scales.shape[1]] = scales
-    sums = padded.reshape(len(padded), groups, -1).sum(axis=2, dtype=np.int32)
+    sums = cpu.code_sums(padded, per_token=spread.shape[1] == 1)
     return QuantizedTokens(padded, spread, sums)

@@ -20,6 +20,8 @@ Inside a tile, a block is 64 bytes: byte 4 * r + t belongs to row r (0..15) and 
              group scales: f16 [Kp / G][16], zero-padded at the end to a multiple of 64 bytes
              block b, byte 4r+t: low nibble = q of column 8b + t, high nibble = of column 8b + 4 + t
              q = 0..15                                       w = scale[r, k // G] * (q - 8)
+
+nf4, mxfp4 and nvfp4 have the blocks of int4; their files say what codes and scales mean.
 """
 
 from __future__ import annotations
@@ -128,6 +130,19 @@ class WeightFormat(ABC):
     @abstractmethod
     def _check_bytes(self, buffer: NDArray[np.uint8], shape: Shape) -> None:
         """Raise FormatError if a buffer of the right size holds what is never written."""
+
+    def coded(self, codes: Codes, scales: Scales) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """What products with int8 activations are made of: integers (N, K), scales (N, groups).
+
+        Dense formats have no such products.
+        """
+        raise self._error("products with quantized activations", "a packed format", self.name)
+
+    def factors(
+        self, codes: Codes, scales: Scales
+    ) -> tuple[NDArray[np.int8] | NDArray[np.float32], NDArray[np.float32]]:
+        """What products with float32 activations are made of: `coded`, or values in its place."""
+        return self.coded(codes, scales)
 
     # What follows from that.
 

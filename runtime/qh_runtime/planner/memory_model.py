@@ -56,7 +56,8 @@ def scratch_bytes(
         *(4 * batch_tokens * width for width in per_token_f32),
         *[batch_tokens * widest] * 2,  # int8 codes, by token and by group
         *[4 * batch_tokens] * 2,  # their scales and sums, by token
-        *[4 * batch_tokens * (widest // _GROUP)] * 2,  # and by group
+        4 * batch_tokens * (widest // _GROUP),  # scales by group
+        4 * batch_tokens * 2 * (widest // _GROUP),  # sums of groups and of their halves
         4 * spec.vocab_size,
         4 * 2 * -(-spec.vocab_size // _BEST_BLOCK),  # the best of the scanned logits
         4 * min(spec.vocab_size, _RESCORED_ROWS * (_BEST_BLOCK + 1)),

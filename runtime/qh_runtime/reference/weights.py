@@ -40,15 +40,17 @@ class DenseMatrix:
 
 @dataclass(frozen=True)
 class CodedMatrix:
-    """Integer codes (out_features, in_features) int8 with float32 scales (out_features, n_groups).
+    """Codes (out_features, in_features) with float32 scales (out_features, n_groups).
 
     Attributes:
+        codes: what scales multiply: int8; float32 where activations are not quantized and the
+            format's values are no integers.
         group_size: consecutive inputs that share a scale; in_features for one scale per row.
         activations: how inputs are quantized: one scale per token (ternary), one per group of 32
-            inputs (int8 and int4), or not at all.
+            inputs (int8 and 4-bit formats), or not at all.
     """
 
-    codes: NDArray[np.int8]
+    codes: NDArray[np.int8] | F32
     scales: F32
     group_size: int
     activations: Literal["token", "group", "none"]
@@ -135,7 +137,7 @@ def quantized_matrix(format_name: str, weights: F32, *, exact: bool = False) -> 
 
     Args:
         weights: (out_features, in_features).
-        exact: keep activations in float32 (ternary, int8 and int4).
+        exact: keep activations in float32 (all formats but the dense ones, which do anyway).
     """
     weight_format = formats.get(format_name)
     return _matrix(weight_format, *weight_format.quantize(weights), exact=exact)
@@ -148,7 +150,7 @@ def packed_matrix(
 
     Args:
         data: uint8, exactly the format's nbytes(shape).
-        exact: keep activations in float32 (ternary, int8 and int4).
+        exact: keep activations in float32 (all formats but the dense ones, which do anyway).
 
     Raises:
         FormatError: the bytes are none that the format writes.
@@ -160,18 +162,13 @@ def packed_matrix(
 def _matrix(weight_format: WeightFormat, codes: Codes, scales: Scales, *, exact: bool) -> Matrix:
     if weight_format.family == "dense":
         return DenseMatrix(weight_format.dequantize(codes, scales))
-    # int4 codes are stored with an offset of 8; the product wants what the scale multiplies.
-    offset = 8 if weight_format.family == "lut4" else 0
-    signed = (codes.astype(np.int16) - offset).astype(np.int8)
-    group = weight_format.group_size or signed.shape[1]
-    by_group = np.asarray(scales, dtype=np.float32)
-    if weight_format.group_size == 0:
-        # One scale per row, or one for the tensor.
-        by_group = np.array(np.broadcast_to(by_group.reshape(-1, 1), (len(signed), 1)))
+    group = weight_format.group_size or codes.shape[1]
     kind: Literal["token", "group", "none"] = (
         "none" if exact else "token" if weight_format.family == "ternary" else "group"
     )
-    return CodedMatrix(signed, by_group, group, kind)
+    if exact:
+        return CodedMatrix(*weight_format.factors(codes, scales), group, kind)
+    return CodedMatrix(*weight_format.coded(codes, scales), group, kind)
 
 
 def quantized_weights(

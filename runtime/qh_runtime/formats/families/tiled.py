@@ -133,7 +133,15 @@ def pad_codes(codes: Codes, padded: Shape, fill: int) -> Codes:
 
 
 class RowScales:
-    """Mixin for formats whose tile ends in 16 float32 row scales: int8 and ternary."""
+    """Mixin for formats whose tile ends in 16 float32 row scales: int8 and ternary.
+
+    Scales are float32 (N,), or one for the tensor.
+    """
+
+    def coded(self, codes: Codes, scales: Scales) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """The codes, and the scales (N, 1)."""
+        by_row = np.asarray(scales, np.float32).reshape(-1, 1)
+        return codes, np.array(np.broadcast_to(by_row, (len(codes), 1)))
 
     def scale_bytes(self, padded_columns: int) -> int:
         """16 float32."""
