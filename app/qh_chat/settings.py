@@ -175,7 +175,8 @@ class ModelSettings:
         high=1 << 24,
     )  # fmt: skip
     pack: str | None = _setting(
-        None, "Format that dense weights are packed into (int8, int4_g32); empty keeps them."
+        None,
+        "Format that dense weights are packed into (int8, int4_g32, nf4, ...); empty keeps them.",
     )
     exact: bool = _setting(False, "Exact float32 arithmetic: slower, for comparing.")
     quota_gb: float | None = _setting(

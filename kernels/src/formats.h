@@ -30,6 +30,29 @@ inline constexpr Lut4Table kInt4 = {
     {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7},
 };
 
+inline constexpr Lut4Table kE2m1 = {
+    0.5f,
+    {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12},
+    {0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6},
+};
+
+// kE2m1 for group scales that are read as 2^-8 of their values.
+inline constexpr Lut4Table kE2m1OfE4m3 = {
+    128.0f,
+    {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12},
+    {0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6},
+};
+
+// Dettmers et al. 2023, QLoRA, appendix E; the integers are explained in formats/nf4.py.
+inline constexpr Lut4Table kNf4 = {
+    static_cast<float>(1.0 / 112.0),
+    {-112, -78, -59, -44, -32, -21, -10, 0, 9, 18, 28, 38, 49, 63, 81, 112},
+    {-1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
+     -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,
+     0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
+     0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f},
+};
+
 struct FormatSpec {
   FormatId id;
   const char* name;  // equals the Python format name
@@ -37,7 +60,7 @@ struct FormatSpec {
   int32_t element_bytes;  // dense: bytes per element; 0 for packed formats
   int32_t column_unit;    // packed: columns are padded to a multiple of this
   int32_t block_columns;  // packed: columns in one 64-byte block of 16 rows
-  bool row_scales;        // packed: a tile ends in 16 float32 scales of its rows
+  bool row_scales;        // packed: a tile has 16 float32 scales of its rows
   int32_t group;          // lut4: columns that share one scale, 16 or a multiple of 32
   ScaleType scale;        // lut4: how that scale is held
   const Lut4Table* table;
@@ -51,6 +74,9 @@ inline constexpr FormatSpec kFormats[kFormatCount] = {
     {FormatId::ternary, "ternary", Family::ternary, 0, 16, 16, true, 0, ScaleType::none, nullptr},
     {FormatId::int4_g32, "int4_g32", Family::lut4, 0, 32, 8, false, 32, ScaleType::f16, &kInt4},
     {FormatId::int4_g128, "int4_g128", Family::lut4, 0, 128, 8, false, 128, ScaleType::f16, &kInt4},
+    {FormatId::nf4, "nf4", Family::lut4, 0, 64, 8, false, 64, ScaleType::f16, &kNf4},
+    {FormatId::mxfp4, "mxfp4", Family::lut4, 0, 32, 8, false, 32, ScaleType::e8m0, &kE2m1},
+    {FormatId::nvfp4, "nvfp4", Family::lut4, 0, 32, 8, true, 16, ScaleType::e4m3, &kE2m1OfE4m3},
 };
 
 // In an anonymous namespace: files with instruction-set flags include this header.
@@ -75,9 +101,22 @@ constexpr int64_t group_scale_bytes(const FormatSpec& spec, int64_t padded_cols)
   return round_up(padded_cols / spec.group * kTileRows * scale_width(spec), 64);
 }
 
-// Bytes of the 16 float32 row scales at the end of a tile.
+// Bytes of the 16 float32 row scales of a tile: after the group scales of a lut4 tile, at the end
+// of the others.
 constexpr int64_t row_scale_bytes(const FormatSpec& spec) noexcept {
   return spec.row_scales ? kTileRows * 4 : 0;
+}
+
+// Where the blocks of a tile begin.
+constexpr int64_t blocks_at(const FormatSpec& spec, int64_t padded_cols) noexcept {
+  if (spec.family != Family::lut4) return 0;
+  return group_scale_bytes(spec, padded_cols) + row_scale_bytes(spec);
+}
+
+// Where the row scales of a tile begin.
+constexpr int64_t row_scales_at(const FormatSpec& spec, int64_t padded_cols) noexcept {
+  if (spec.family == Family::lut4) return group_scale_bytes(spec, padded_cols);
+  return padded_cols / spec.block_columns * 64;
 }
 
 // Bytes of one 16-row tile of a packed format; a multiple of 64.
@@ -92,5 +131,8 @@ static_assert(tile_bytes(kFormats[3], 33) == 64 * 16 + 64);
 static_assert(tile_bytes(kFormats[4], 17) == 2 * 64 + 64);
 static_assert(tile_bytes(kFormats[5], 33) == 128 - 64 + 8 * 64);
 static_assert(tile_bytes(kFormats[6], 129) == 64 + 32 * 64);
+static_assert(tile_bytes(kFormats[7], 65) == 64 + 16 * 64);
+static_assert(tile_bytes(kFormats[8], 33) == 64 + 8 * 64);
+static_assert(tile_bytes(kFormats[9], 33) == 64 + 64 + 8 * 64);
 
 }  // namespace qh

@@ -14,8 +14,19 @@ namespace qh {
 enum class Isa : int32_t { scalar, avx2, avx512vnni, neon, neon_dotprod };
 
 // Order is the order of kFormats in formats.h; names there equal the Python format names.
-enum class FormatId : int32_t { f32, f16, bf16, int8, ternary, int4_g32, int4_g128 };
-inline constexpr int kFormatCount = 7;
+enum class FormatId : int32_t {
+  f32,
+  f16,
+  bf16,
+  int8,
+  ternary,
+  int4_g32,
+  int4_g128,
+  nf4,
+  mxfp4,
+  nvfp4,
+};
+inline constexpr int kFormatCount = 10;
 
 enum class Activation : int32_t { silu, relu2 };
 enum class KvType : int32_t { f16, f32 };

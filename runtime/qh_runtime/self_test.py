@@ -134,15 +134,22 @@ def _worst_error(weight_format: WeightFormat, isa: str, exact: bool) -> float:
                 coded = _decoded(record.codes, record.scales)
                 _check_codes(coded, inputs, record.scales)
                 inputs = coded
-    head = _values(weight_format, weights.head.data, spec)
+    head = _values(weight_format, weights.head.data, spec, coded=not exact)
     expected = inputs @ head.T
     magnitude = np.abs(inputs) @ np.abs(head).T
     return float(np.max(np.abs(found - expected) / np.maximum(magnitude, 1e-30)))
 
 
-def _values(weight_format: WeightFormat, data: NDArray[np.uint8], spec: DecoderSpec) -> F64:
-    unpacked = weight_format.unpack(data, (spec.vocab_size, spec.hidden_size))
-    return unpacked.astype(np.float64)
+def _values(
+    weight_format: WeightFormat, data: NDArray[np.uint8], spec: DecoderSpec, *, coded: bool = False
+) -> F64:
+    """The weights; coded: those that products with int8 activations have."""
+    shape = (spec.vocab_size, spec.hidden_size)
+    if not coded or weight_format.family == "dense":
+        return weight_format.unpack(data, shape).astype(np.float64)
+    codes, scales = weight_format.coded(*weight_format.unpack_codes(data, shape))
+    spread = np.repeat(scales.astype(np.float64), weight_format.group_size or shape[1], axis=1)
+    return np.asarray(codes * spread[:, : shape[1]], np.float64)
 
 
 def _inputs(

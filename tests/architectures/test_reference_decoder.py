@@ -59,7 +59,7 @@ def test_a_window_forgets_what_is_before_it(tiny: TinyCheckpoints) -> None:
     assert np.abs(changed - expected).max() > 1e-9
 
 
-@pytest.mark.parametrize("format_name", ["int8", "int4_g32", "ternary"])
+@pytest.mark.parametrize("format_name", ["int8", "int4_g32", "nf4", "mxfp4", "nvfp4", "ternary"])
 def test_replayed_codes_give_the_same_logits(tiny: TinyCheckpoints, format_name: str) -> None:
     spec, weights = _parts(tiny, "llama")
     packed = quantized_weights(spec, weights, format_name, others=[("lm_head", "int8")])

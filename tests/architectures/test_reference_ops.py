@@ -107,7 +107,9 @@ def test_zero_inputs_have_zero_codes() -> None:
         assert np.isfinite(found.scales).all()
 
 
-@pytest.mark.parametrize("name", ["ternary", "int8", "int4_g32", "int4_g128"])
+@pytest.mark.parametrize(
+    "name", ["ternary", "int8", "int4_g32", "int4_g128", "nf4", "mxfp4", "nvfp4"]
+)
 @pytest.mark.parametrize("features", [32, 56, 300])
 def test_quantized_product_is_the_product_of_dequantized_values(name: str, features: int) -> None:
     matrix = quantized_matrix(name, _randn(20, features))

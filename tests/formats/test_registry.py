@@ -9,7 +9,10 @@ from qh_runtime.errors import FormatError
 
 
 def test_names_are_the_files_of_the_folder() -> None:
-    assert formats.names() == ("bf16", "f16", "f32", "int4_g128", "int4_g32", "int8", "ternary")
+    assert formats.names() == (
+        *("bf16", "f16", "f32", "int4_g128", "int4_g32"),
+        *("int8", "mxfp4", "nf4", "nvfp4", "ternary"),
+    )
 
 
 @pytest.mark.parametrize("name", ["", "base", "families", "int3", "../int8", "int8 "])

@@ -21,6 +21,9 @@ void test_sizes(Report& report) {
   report.same(3 * (64 + 64), bytes(FormatId::ternary, 48, 16), "nbytes", "ternary", 0);
   report.same(64 + 4 * 64, bytes(FormatId::int4_g32, 1, 32), "nbytes", "int4_g32", 0);
   report.same(64 + 32 * 64, bytes(FormatId::int4_g128, 16, 129), "nbytes", "int4_g128", 0);
+  report.same(64 + 16 * 64, bytes(FormatId::nf4, 16, 65), "nbytes", "nf4", 0);
+  report.same(128 + 20 * 64, bytes(FormatId::mxfp4, 16, 129), "nbytes", "mxfp4", 0);
+  report.same(192 + 64 + 20 * 64, bytes(FormatId::nvfp4, 16, 129), "nbytes", "nvfp4", 0);
   for (const qh::FormatSpec& spec : qh::kFormats) {
     report.same(-1, bytes(spec.id, 0, 1), "nbytes", "no rows", 0);
     report.same(-1, bytes(spec.id, 1, 0), "nbytes", "no columns", 0);

@@ -61,11 +61,21 @@ Buffer<uint8_t> random_weights(const Case& c, Random& random) {
     }
     return data;
   }
+  // Finite, of every size, subnormals and zeros too; a byte 253 may make weights of 2^128.
+  const auto put_scale = [&](int64_t at) {
+    const bool e8m0 = c.spec->scale == qh::ScaleType::e8m0;
+    data[at] = static_cast<uint8_t>(e8m0 ? random.integer(0, 160) : random.integer(0, 0x7e));
+  };
   const int64_t tile = qh::tile_bytes(*c.spec, c.cols);
-  const int64_t groups = qh::group_scale_bytes(*c.spec, qh::round_up(c.cols, c.spec->column_unit));
+  const int64_t padded = qh::round_up(c.cols, c.spec->column_unit);
+  const int64_t groups = qh::group_scale_bytes(*c.spec, padded);
+  const int64_t rows = qh::row_scales_at(*c.spec, padded);
   for (int64_t t = 0; t < data.size(); t += tile) {
-    for (int64_t i = 0; i < groups; i += 2) put_half(t + i);
-    for (int64_t i = tile - qh::row_scale_bytes(*c.spec); i < tile; i += 4) put_float(t + i);
+    for (int64_t i = 0; i < groups; ++i) {
+      if (c.spec->scale != qh::ScaleType::f16) put_scale(t + i);
+      if (c.spec->scale == qh::ScaleType::f16 && i % 2 == 0) put_half(t + i);
+    }
+    for (int64_t i = 0; i < qh::row_scale_bytes(*c.spec); i += 4) put_float(t + rows + i);
   }
   return data;
 }
@@ -151,13 +161,16 @@ void test_quantized(const KernelTable& plain, const KernelTable& table, const Ca
   Random random(seed);
   Buffer<uint8_t> data = random_weights(c, random);
   if (extreme) {
-    const int64_t groups =
-        qh::group_scale_bytes(*c.spec, qh::round_up(c.cols, c.spec->column_unit));
+    // The two largest integers of the table of a lut4 format, at least.
+    const bool e2m1 = c.spec->scale == qh::ScaleType::e8m0 || c.spec->scale == qh::ScaleType::e4m3;
+    const bool low = random.integer(0, 1) == 0;
+    const uint8_t byte = e2m1 ? (low ? 0x77 : 0xff) : (low ? 0x80 : 0xff);
+    const int64_t padded = qh::round_up(c.cols, c.spec->column_unit);
     const int64_t tile = qh::tile_bytes(*c.spec, c.cols);
-    const uint8_t byte = random.integer(0, 1) == 0 ? 0x80 : 0xff;
+    const int64_t blocks = qh::blocks_at(*c.spec, padded);
     for (int64_t t = 0; t < data.size(); t += tile) {
-      std::memset(data.data() + t + groups, byte,
-                  static_cast<size_t>(tile - groups - qh::row_scale_bytes(*c.spec)));
+      std::memset(data.data() + t + blocks, byte,
+                  static_cast<size_t>(padded / c.spec->block_columns * 64));
     }
   }
   const Activations x(c, random, extreme);

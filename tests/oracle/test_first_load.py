@@ -15,7 +15,7 @@ KINDS = [
     for name in CASES
     for encoding in (BITNET_ENCODINGS if name in TERNARY else ("",))
 ]
-PACKS = (None, "f16", "bf16", "int8", "int4_g32", "int4_g128")
+PACKS = (None, "f16", "bf16", "int8", "int4_g32", "int4_g128", "nf4", "mxfp4", "nvfp4")
 TOKENS = [0, 5, 77, 130]
 
 

@@ -22,7 +22,7 @@ from tests.support.tolerance import assert_within
 DENSE = [name for name in CASES if "bitnet" not in name and "ternary" not in name]
 TERNARY = [name for name in CASES if name not in DENSE]
 ENCODED = [(name, encoding) for name in TERNARY for encoding in BITNET_ENCODINGS]
-PACKED = ("int8", "int4_g32", "int4_g128")
+PACKED = ("int8", "int4_g32", "int4_g128", "nf4", "mxfp4", "nvfp4")
 TOKENS = [0, *np.random.default_rng(7).integers(2, 131, size=47).tolist()]
 
 

@@ -16,9 +16,9 @@ from tests.support.native_model import NativeModel, tape_of
 from tests.support.tiny_checkpoint import BITNET_ENCODINGS
 from tests.support.tolerance import assert_within
 
-PACKS = (None, "f16", "bf16", "int8", "int4_g32", "int4_g128")
+PACKS = (None, "f16", "bf16", "int8", "int4_g32", "int4_g128", "nf4", "mxfp4", "nvfp4")
 
-CODED = ("ternary", "int8", "int4_g32", "int4_g128")
+CODED = ("ternary", "int8", "int4_g32", "int4_g128", "nf4", "mxfp4", "nvfp4")
 MASTERS = BITNET_ENCODINGS["C"]
 
 

@@ -220,7 +220,9 @@ def test_extreme_weights_are_refused_or_computed(bench: Bench, part: str) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("pack", [None, "f16", "int8", "int4_g32", "int4_g128"])
+@pytest.mark.parametrize(
+    "pack", [None, "f16", "int8", "int4_g32", "int4_g128", "nf4", "mxfp4", "nvfp4"]
+)
 def test_every_fault_everywhere(bench: Bench, model: str, pack: str | None) -> None:
     for part, dtype in itertools.product(_parts_of(model), ("F32", "F16", "BF16")):
         for kind, fault in {**FATAL, **EXTREME}.items():

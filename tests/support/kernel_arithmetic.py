@@ -65,13 +65,60 @@ def ternary_product(codes: NDArray[Any], row_scales: F32, x: QuantizedTokens) ->
     return (acc.astype(np.float32) * x.scales) * row_scales.reshape(1, -1)
 
 
+# 4-bit format: the integers of its codes, and the float32 that products are multiplied by.
+_E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+_NF4 = (-112, -78, -59, -44, -32, -21, -10, 0, 9, 18, 28, 38, 49, 63, 81, 112)
+LUT4 = {
+    "int4_g32": (tuple(range(-8, 8)), 1.0),
+    "int4_g128": (tuple(range(-8, 8)), 1.0),
+    "nf4": (_NF4, 1 / 112),
+    "mxfp4": (_E2M1, 0.5),
+    "nvfp4": (_E2M1, 128.0),
+}
+
+
+def lut4_product(
+    name: str, codes: NDArray[Any], scales: NDArray[Any], group: int, x: QuantizedTokens
+) -> F32:
+    """4-bit formats; codes are 0..15 (rows, cols).
+
+    The product of the integers, times step. nvfp4: scales (rows, 1 + groups) begin with the row's
+    scale, and those of groups are read as 2**-8 of their value; y = y * (row_scale * step).
+    """
+    integers, step = LUT4[name]
+    signed = np.asarray(integers)[codes]
+    factor: F32 | np.float32 = np.float32(step)
+    if name == "nvfp4":
+        factor = scales[:, :1].T * factor
+        scales = scales[:, 1:] * np.float32(2**-8)
+    product = small_groups_product if group < GROUP else grouped_product
+    return product(signed, scales, group, x) * factor
+
+
+def small_groups_product(
+    codes: NDArray[Any], scales: NDArray[Any], group: int, x: QuantizedTokens
+) -> F32:
+    """For each 32 inputs: s = 0; per weight group s = s + scale * (float)acc; y += x_scale * s."""
+    rows, cols = codes.shape
+    weights = np.pad(codes, ((0, 0), (0, -cols % GROUP))).astype(np.int64)
+    by_group = np.pad(scales, ((0, 0), (0, weights.shape[1] // group - scales.shape[1])))
+    y = np.zeros((x.codes.shape[0], rows), np.float32)
+    for begin in range(0, weights.shape[1], GROUP):
+        s = np.zeros_like(y)
+        for k in range(begin, begin + GROUP, group):
+            acc = x.codes[:, k : k + group].astype(np.int64) @ weights[:, k : k + group].T
+            s = s + by_group[:, k // group][None, :] * acc.astype(np.float32)
+        y = y + x.scales[:, begin // GROUP][:, None] * s
+    return y
+
+
 def grouped_product(
     codes: NDArray[Any], scales: NDArray[Any], group: int, x: QuantizedTokens
 ) -> F32:
-    """int8 (group 0: one float32 scale per row) and int4; codes are signed integers (rows, cols).
+    """int8 (group 0: one float32 scale per row) and 4-bit formats with groups of 32 or more.
 
-    s = 0; for each 32 inputs: s = s + x_scale * (float)acc. int8: y = s * row_scale. int4: s starts
-    anew in each weight group and y = y + group_scale * s.
+    Codes are signed integers (rows, cols). s = 0; for each 32 inputs: s = s + x_scale * (float)acc.
+    int8: y = s * row_scale. 4 bits: s starts anew in each weight group and y = y + group_scale * s.
     """
     rows, cols = codes.shape
     unit = group or GROUP

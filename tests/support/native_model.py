@@ -42,11 +42,13 @@ class NativeModel:
     Attributes:
         packed: as the loader made it.
         reference: the same weights, derived without the loader.
+        exact: those that are multiplied with float32 activations.
     """
 
     spec: DecoderSpec
     packed: PackedModel
     reference: ReferenceWeights
+    exact: ReferenceWeights
 
     @classmethod
     def from_folder(cls, folder: Path, pack: str | None = None) -> NativeModel:
@@ -72,13 +74,8 @@ class NativeModel:
         spec = spec_from_config(config)
         packed = load_packed_model(spec, source, layout_for(config), pack=pack, threads=1)
         assert packed is not None
-        matrices: dict[str, Matrix] = {}
-        for plan in packed.matrices:
-            matrix = plain.matrices[plan.name]
-            if not isinstance(matrix, CodedMatrix):
-                matrix = quantized_matrix(plan.format, matrix.values)
-            matrices[plan.name] = matrix
-        return cls(spec, packed, ReferenceWeights(matrices, plain.vectors))
+        weights = {exact: _in_formats(packed, plain, exact) for exact in (False, True)}
+        return cls(spec, packed, weights[False], weights[True])
 
     def decoder(self, **options: Any) -> Decoder:
         """A C++ decoder; one thread and 256 positions unless said otherwise."""
@@ -89,19 +86,19 @@ class NativeModel:
         self, *, exact: bool = False, hook: ActivationHook | None = None, **options: Any
     ) -> ReferenceDecoder:
         """The reference decoder. exact: float32 activations for all formats but ternary."""
-        weights = self.reference
-        if exact:
-            weights = ReferenceWeights(
-                {name: _exact(matrix) for name, matrix in weights.matrices.items()},
-                weights.vectors,
-            )
+        weights = self.exact if exact else self.reference
         return ReferenceDecoder(self.spec, weights, hook=hook, **options)
 
 
-def _exact(matrix: Matrix) -> Matrix:
-    if isinstance(matrix, CodedMatrix) and matrix.activations == "group":
-        return CodedMatrix(matrix.codes, matrix.scales, matrix.group_size, "none")
-    return matrix
+def _in_formats(packed: PackedModel, plain: ReferenceWeights, exact: bool) -> ReferenceWeights:
+    matrices: dict[str, Matrix] = {}
+    for plan in packed.matrices:
+        matrix = plain.matrices[plan.name]
+        if not isinstance(matrix, CodedMatrix):
+            keep = exact and plan.format != "ternary"
+            matrix = quantized_matrix(plan.format, matrix.values, exact=keep)
+        matrices[plan.name] = matrix
+    return ReferenceWeights(matrices, plain.vectors)
 
 
 def tape_of(spec: DecoderSpec, trace: list[TraceRecord]) -> Tape:

@@ -26,7 +26,9 @@ void fill_matrix(const LinearBench& bench, uint8_t* data) {
     return;
   }
   const int64_t tile = tile_bytes(spec, bench.cols);
-  const int64_t groups = group_scale_bytes(spec, round_up(bench.cols, spec.column_unit));
+  const int64_t padded = round_up(bench.cols, spec.column_unit);
+  const int64_t groups = group_scale_bytes(spec, padded);
+  const int64_t rows = row_scales_at(spec, padded);
   // 2^-7 as float16, and as two bytes of the other types.
   const uint16_t group_scale = spec.scale == ScaleType::e8m0   ? 0x7878
                                : spec.scale == ScaleType::e4m3 ? 0x0404
@@ -34,7 +36,7 @@ void fill_matrix(const LinearBench& bench, uint8_t* data) {
   const float scale = 0x1p-7f;
   for (uint8_t* t = data; t < data + bench.nbytes; t += tile) {
     for (int64_t i = 0; i < groups; i += 2) std::memcpy(t + i, &group_scale, 2);
-    for (int64_t i = row_scale_bytes(spec); i > 0; i -= 4) std::memcpy(t + tile - i, &scale, 4);
+    for (int64_t i = 0; i < row_scale_bytes(spec); i += 4) std::memcpy(t + rows + i, &scale, 4);
   }
 }
 

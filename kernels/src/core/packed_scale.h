@@ -41,10 +41,10 @@ QH_ALWAYS_INLINE float lut4_group_scale(const FormatSpec& spec, const uint8_t* t
   return float_from_half(load_u16(at));
 }
 
-// The 16 row scales at the end of a tile.
+// The 16 row scales of a tile.
 QH_ALWAYS_INLINE const uint8_t* row_scales_of(const FormatSpec& spec, const uint8_t* tile,
                                               int64_t padded_cols) noexcept {
-  return tile + group_scale_bytes(spec, padded_cols) + padded_cols / spec.block_columns * 64;
+  return tile + row_scales_at(spec, padded_cols);
 }
 
 // What the value of row r, column k is multiplied by; one rounding where there are two scales.

@@ -25,7 +25,7 @@ struct Lut4 {
   template <int T>
   static QH_ALWAYS_INLINE void tile(const uint8_t* tile_data, int64_t padded, const TokenBlock& in,
                                     F32 (&results)[T]) noexcept {
-    const uint8_t* blocks = tile_data + group_scale_bytes(kSpec, padded);
+    const uint8_t* blocks = tile_data + blocks_at(kSpec, padded);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) results[t] = V::zero();
     // Runs over scales and blocks alike, so that the next tile's first blocks are asked for too.
@@ -47,7 +47,7 @@ struct Lut4 {
   template <int T>
   static QH_ALWAYS_INLINE void exact_tile(const uint8_t* tile_data, int64_t padded,
                                           const ExactBlock& in, F32 (&results)[T]) noexcept {
-    const uint8_t* blocks = tile_data + group_scale_bytes(kSpec, padded);
+    const uint8_t* blocks = tile_data + blocks_at(kSpec, padded);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) results[t] = V::zero();
     for (int64_t wide = 0; wide < padded / kSpec.group; ++wide) {

@@ -157,7 +157,7 @@ struct Packed {
     const uint8_t* tile = w.data + row / kTileRows * tile_bytes(kSpec, w.cols);
     const int64_t padded = round_up(w.cols, kSpec.column_unit);
     const int64_t r = row % kTileRows;
-    const uint8_t* bytes = tile + group_scale_bytes(kSpec, padded) + 4 * r;
+    const uint8_t* bytes = tile + blocks_at(kSpec, padded) + 4 * r;
     for (int64_t k = 0; k < w.cols; ++k) {
       const int64_t within = k % kSpec.block_columns;
       const uint8_t byte = bytes[k / kSpec.block_columns * 64 + within % 4];

@@ -3,22 +3,38 @@
 #include "scalar/linear.h"
 #include "scalar/ops.h"
 
+namespace qh {
+namespace {
+
+// Fills formats[0..kCount) from kFormats, so that a new format line needs no change here.
+template <int kCount>
+constexpr void fill_formats(FormatKernels* formats) noexcept {
+  if constexpr (kCount > 0) {
+    fill_formats<kCount - 1>(formats);
+    formats[kCount - 1] = ScalarLinear<kFormats[kCount - 1].id>::kernels();
+  }
+}
+
+constexpr KernelTable make_table() noexcept {
+  KernelTable table{};
+  table.isa = Isa::scalar;
+  table.name = "scalar";
+  fill_formats<kFormatCount>(table.formats);
+  table.rms_norm = &scalar_rms_norm;
+  table.add = &scalar_add;
+  table.gated = &scalar_gated;
+  table.rope = &scalar_rope;
+  table.quantize_token = &scalar_quantize_token;
+  table.quantize_groups = &scalar_quantize_groups;
+  table.store_kv = &scalar_store_kv;
+  table.attention = &scalar_attention;
+  return table;
+}
+
+}  // namespace
+}  // namespace qh
+
 const qh::KernelTable& qh::scalar_table() noexcept {
-  static constexpr KernelTable table = {
-      Isa::scalar,
-      "scalar",
-      {ScalarLinear<FormatId::f32>::kernels(), ScalarLinear<FormatId::f16>::kernels(),
-       ScalarLinear<FormatId::bf16>::kernels(), ScalarLinear<FormatId::int8>::kernels(),
-       ScalarLinear<FormatId::ternary>::kernels(), ScalarLinear<FormatId::int4_g32>::kernels(),
-       ScalarLinear<FormatId::int4_g128>::kernels()},
-      &scalar_rms_norm,
-      &scalar_add,
-      &scalar_gated,
-      &scalar_rope,
-      &scalar_quantize_token,
-      &scalar_quantize_groups,
-      &scalar_store_kv,
-      &scalar_attention,
-  };
+  static constexpr KernelTable table = make_table();
   return table;
 }

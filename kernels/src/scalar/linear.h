@@ -46,7 +46,7 @@ int32_t code_in(uint8_t byte, int64_t field) noexcept {
 template <FormatId kFormat>
 const uint8_t* bytes_at(const uint8_t* tile, int64_t padded_cols, int r, int64_t k) noexcept {
   constexpr const FormatSpec& spec = spec_of(kFormat);
-  return tile + group_scale_bytes(spec, padded_cols) + k / spec.block_columns * 64 + 4 * r;
+  return tile + blocks_at(spec, padded_cols) + k / spec.block_columns * 64 + 4 * r;
 }
 
 // The weight of row r, column k of a packed tile.

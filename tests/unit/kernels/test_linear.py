@@ -11,7 +11,7 @@ from qh_kernels.decoder import Matrix
 from qh_runtime import formats
 from tests.support import kernel_arithmetic as arithmetic
 
-PACKED = ("ternary", "int8", "int4_g32", "int4_g128")
+PACKED = ("ternary", "int8", *arithmetic.LUT4)
 DENSE = ("f32", "f16", "bf16")
 SHAPES = [(1, 1), (15, 31), (16, 32), (17, 33), (40, 128), (33, 129), (16, 515), (70, 1000)]
 
@@ -26,14 +26,11 @@ def weights(rows: int, cols: int, seed: int) -> np.ndarray:
 
 
 def packed(name: str, rows: int, cols: int, seed: int = 0) -> tuple[Matrix, np.ndarray, np.ndarray]:
-    """(matrix, signed codes, scales)."""
+    """(matrix, codes, scales)."""
     spec = formats.get(name)
     codes, scales = spec.quantize(weights(rows, cols, seed))
     data = spec.pack_codes(codes, scales, (rows, cols))
-    signed = np.asarray(codes).astype(np.int32)
-    if spec.family == "lut4":
-        signed = signed - 8 if signed.min() >= 0 else signed
-    return Matrix(name, data, rows, cols), signed, np.asarray(scales)
+    return Matrix(name, data, rows, cols), np.asarray(codes), np.asarray(scales)
 
 
 def quantized(name: str, x: np.ndarray) -> QuantizedTokens:
@@ -45,7 +42,10 @@ def expected_product(
 ) -> np.ndarray:
     if name == "ternary":
         return arithmetic.ternary_product(codes, scales, x)
-    return arithmetic.grouped_product(codes, scales, formats.get(name).group_size, x)
+    group = formats.get(name).group_size
+    if name in arithmetic.LUT4:
+        return arithmetic.lut4_product(name, codes, scales, group, x)
+    return arithmetic.grouped_product(codes.astype(np.int32), scales, group, x)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -65,13 +65,15 @@ def test_largest_sums_do_not_overflow(isa: str, name: str) -> None:
     """Codes at the ends of their range on both sides, over a long row."""
     rows, cols = 16, 40_000
     spec = formats.get(name)
-    low = {"ternary": -1, "int8": -127}.get(name, -8)
-    high = {"ternary": 1, "int8": 127}.get(name, 7)
-    signed = np.where(np.arange(rows)[:, None] % 2 == 0, low, high) * np.ones((1, cols), np.int32)
-    _, scales = spec.quantize(np.ones((rows, cols), np.float32))
-    sample, _ = spec.quantize(np.ones((1, 1), np.float32))
-    stored = signed + 8 if spec.family == "lut4" and np.asarray(sample).min() >= 0 else signed
-    data = spec.pack_codes(stored.astype(np.asarray(sample).dtype), scales, (rows, cols))
+    if name in arithmetic.LUT4:
+        integers = arithmetic.LUT4[name][0]
+        low, high = integers.index(min(integers)), integers.index(max(integers))
+    else:
+        low, high = {"ternary": (-1, 1), "int8": (-127, 127)}[name]
+    sample, scales = spec.quantize(np.ones((rows, cols), np.float32))
+    extremes = np.where(np.arange(rows)[:, None] % 2 == 0, low, high)
+    codes = np.repeat(extremes, cols, axis=1).astype(sample.dtype)
+    data = spec.pack_codes(codes, scales, (rows, cols))
     x = quantized(name, np.ones((1, cols), np.float32))
     sign = np.where(np.arange(9)[:, None] % 2 == 0, 1, -1)
     extreme = QuantizedTokens(
@@ -80,9 +82,7 @@ def test_largest_sums_do_not_overflow(isa: str, name: str) -> None:
         (x.sums * sign).astype(np.int32),
     )
     found = cpu.linear_quantized(Matrix(name, data, rows, cols), extreme, isa=isa)
-    np.testing.assert_array_equal(
-        found, expected_product(name, signed, np.asarray(scales), extreme)
-    )
+    np.testing.assert_array_equal(found, expected_product(name, codes, np.asarray(scales), extreme))
 
 
 @pytest.mark.parametrize("name", PACKED)

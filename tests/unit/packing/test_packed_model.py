@@ -37,7 +37,7 @@ BITNET = layout_for(
         }
     }
 )
-PACKS = ["int8", "int4_g32", "int4_g128", "f32", "f16", "bf16"]
+PACKS = ["int8", "int4_g32", "int4_g128", "nf4", "mxfp4", "nvfp4", "f32", "f16", "bf16"]
 
 
 def load(spec: DecoderSpec, tensors: Tensors, **options: Any) -> PackedModel:

@@ -62,6 +62,9 @@ def decoder_of(session: object) -> Decoder:
         ("dense", {}),
         ("dense", {"pack": "int8", "context_length": 50}),
         ("dense", {"pack": "int4_g32", "exact": True}),
+        ("dense", {"pack": "nf4"}),
+        ("dense", {"pack": "mxfp4"}),
+        ("dense", {"pack": "nvfp4"}),
         ("dense", {"pack": "f16"}),
     ],
 )

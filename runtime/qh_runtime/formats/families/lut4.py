@@ -1,8 +1,8 @@
 """lut4: 4-bit codes into a table of 16 values, times a group scale: int4, nf4, mxfp4, nvfp4.
 
-Tile: group scales [Kp / G][16], zero-padded at the end to a multiple of 64 bytes; then blocks of 8
-columns, byte 4r + t of block b holding column 8b + t (low nibble) and 8b + 4 + t (high nibble);
-then, where a format has row scales, f32 [16].
+Tile: group scales [Kp / G][16], zero-padded at the end to a multiple of 64 bytes; then, where a
+format has row scales, f32 [16]; then blocks of 8 columns, byte 4r + t of block b holding column
+8b + t (low nibble) and 8b + 4 + t (high nibble).
 A further format of this family gives its table, its group size, how it holds scales, its quantizer.
 
 Products with int8 activations work on integers: of each code an int8, and one step, such that
