@@ -156,10 +156,38 @@ void check_splits(const Case& c, Report& report, const Buffer<float>& whole, Cal
   }
 }
 
+// What a file may hold where scales are: every row of a matrix has one in a few tens of groups.
+void put_hostile_scales(const Case& c, Random& random, Buffer<uint8_t>& data) {
+  constexpr uint16_t kHalves[] = {0x7c00, 0xfc00, 0x7e01, 0x7c01, 0x8000, 0x0001, 0x83ff};
+  constexpr float kFloats[] = {INFINITY, -INFINITY, NAN, -0.0f, 1e-45f, -1e-40f, 3e38f};
+  const int64_t padded = qh::round_up(c.cols, c.spec->column_unit);
+  const int64_t tile = qh::tile_bytes(*c.spec, c.cols);
+  const int64_t width = qh::scale_width(*c.spec);
+  for (int64_t t = 0; t < data.size(); t += tile) {
+    for (int64_t i = 0; i < qh::group_scale_bytes(*c.spec, padded); i += width) {
+      if (random.integer(0, 40) != 0) continue;
+      const uint16_t half = kHalves[random.integer(0, 6)];
+      const uint8_t byte = static_cast<uint8_t>(random.integer(0x70, 0xff));
+      std::memcpy(data.data() + t + i, width == 2 ? static_cast<const void*>(&half) : &byte,
+                  static_cast<size_t>(width));
+    }
+    const int64_t rows = t + qh::row_scales_at(*c.spec, padded);
+    for (int64_t i = 0; i < qh::row_scale_bytes(*c.spec); i += 4) {
+      if (random.integer(0, 3) == 0) {
+        std::memcpy(data.data() + rows + i, &kFloats[random.integer(0, 6)], 4);
+      }
+    }
+  }
+}
+
+enum class Kind { usual, extreme, hostile };
+
 void test_quantized(const KernelTable& plain, const KernelTable& table, const Case& c,
-                    uint32_t seed, bool extreme, Report& report) {
+                    uint32_t seed, Kind kind, Report& report) {
   Random random(seed);
   Buffer<uint8_t> data = random_weights(c, random);
+  const bool extreme = kind == Kind::extreme;
+  if (kind == Kind::hostile) put_hostile_scales(c, random, data);
   if (extreme) {
     // The two largest integers of the table of a lut4 format, at least.
     const bool e2m1 = c.spec->scale == qh::ScaleType::e8m0 || c.spec->scale == qh::ScaleType::e4m3;
@@ -187,6 +215,25 @@ void test_quantized(const KernelTable& plain, const KernelTable& table, const Ca
   check_splits(c, report, found, [&](int64_t t, int64_t n, float* y, int64_t begin, int64_t end) {
     table.formats[format].linear_quantized(w, x.view(t, n), y, c.rows, begin, end);
   });
+}
+
+// Rows of a matrix with hostile scales, unpacked.
+void test_hostile_rows(const KernelTable& plain, const KernelTable& table, const Case& c,
+                       uint32_t seed, Report& report) {
+  Random random(seed);
+  Buffer<uint8_t> data = random_weights(c, random);
+  put_hostile_scales(c, random, data);
+  const qh::MatrixView w{data.data(), c.rows, c.cols, c.spec->id};
+  const int32_t format = static_cast<int32_t>(c.spec->id);
+  Buffer<float> expected(c.cols);
+  Buffer<float> found(c.cols);
+  for (int64_t r = 0; r < c.rows; ++r) {
+    plain.formats[format].unpack_row(w, r, expected.data());
+    table.formats[format].unpack_row(w, r, found.data());
+    for (int64_t k = 0; k < c.cols; ++k) {
+      report.same_bits(expected[k], found[k], "unpack_row, hostile", c.name.c_str(), r);
+    }
+  }
 }
 
 void test_exact(const KernelTable& plain, const KernelTable& table, const Case& c, uint32_t seed,
@@ -239,13 +286,19 @@ void test_linears(const KernelTable& plain, const KernelTable& table, Report& re
       for (const int64_t cols : kColCounts) {
         const int64_t tokens = kTokenCounts[seed % 7];
         const Case c = make_case(spec, rows, cols, tokens);
-        if (packed) test_quantized(plain, table, c, seed, false, report);
+        if (packed) test_quantized(plain, table, c, seed, Kind::usual, report);
         test_exact(plain, table, c, seed, report);
         ++seed;
       }
     }
     // Largest sums that can occur, at a width where an overflow would show.
-    if (packed) test_quantized(plain, table, make_case(spec, 16, 65536, 9), ++seed, true, report);
+    if (!packed) continue;
+    test_quantized(plain, table, make_case(spec, 16, 65536, 9), ++seed, Kind::extreme, report);
+    for (const int64_t cols : kColCounts) {
+      const Case c = make_case(spec, 33, cols, kTokenCounts[++seed % 7]);
+      test_quantized(plain, table, c, seed, Kind::hostile, report);
+      test_hostile_rows(plain, table, c, seed, report);
+    }
   }
 }
 
