@@ -112,15 +112,19 @@ def test_closing_frees_the_threads_and_the_cache() -> None:
     gc.collect()  # decoders of tests before, whose threads are counted for a moment longer
     time.sleep(0.05)
     threads_before = process.num_threads()
-    rss_before = process.memory_info().rss
-    for _ in range(20):
-        decoder = model.decoder(threads=4, context_length=20_000, kv_type="f32")
-        decoder.prefill(model.tokens(300))
-        assert _settles_at(threads_before + 3)
-        decoder.close()
-        assert _settles_at(threads_before)
-    # 20 caches of which 300 positions were used, and 20 scratch buffers: 9 MB had they stayed.
-    assert process.memory_info().rss - rss_before < 4 << 20
+    grown = []
+    for _ in range(3):
+        rss_before = process.memory_info().rss
+        for _ in range(20):
+            decoder = model.decoder(threads=4, context_length=20_000, kv_type="f32")
+            decoder.prefill(model.tokens(300))
+            assert _settles_at(threads_before + 3)
+            decoder.close()
+            assert _settles_at(threads_before)
+        grown.append(process.memory_info().rss - rss_before)
+    # 20 caches of which 300 positions were used, and 20 scratch buffers: 9 MB had they stayed, each
+    # time. The allocator itself takes some MB once, how many depends on what ran before.
+    assert min(grown) < 4 << 20, grown
 
 
 def test_idle_workers_use_no_cpu_time() -> None:
