@@ -110,8 +110,13 @@ def test_json_of_a_quick_run(home: Path) -> None:
     assert {row["shape"] for row in speed} >= set(SHAPES)
     assert all(set(row) >= SPEED_KEYS for row in speed)
     assert all(row["gb_per_s"] > 0 for row in report["roofline"]["read_bandwidth"])
-    # The rest of the cache that so short a prompt leaves untouched is below 2 % of the plan.
+    # The rest of the cache that so short a prompt leaves untouched is below 2 % of the plan. Of the
+    # head, which is scanned in few bits, a token reads some rows: the plan counts all that may come
+    # in over a conversation.
+    spec = SHAPES["bitnet-2b-4t"].spec
+    head_bytes = formats.get("bf16").nbytes((spec.vocab_size, spec.hidden_size))
     for state in ("cold", "warm"):
         start = next(x for x in starts if (x["shape"], x["state"]) == ("bitnet-2b-4t", state))
-        assert start["rss_over_plan"] == pytest.approx(1, abs=0.04), state
+        planned = start["planned_bytes"]
+        assert 0.96 * (planned - head_bytes) < start["rss_bytes"] < 1.04 * planned, state
     assert not list((home / "cache").glob("qh-bench-*")), "the checkpoint is removed again"
