@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["LinearRate", "bench_linear", "measure_read_bandwidth"]
+__all__ = [
+    "LinearRate",
+    "bench_linear",
+    "measure_read_bandwidth",
+    "prefetch_distance",
+    "set_prefetch_distance",
+]
 
 _DEFAULT_WORKING_SET_BYTES = 512 << 20
 
@@ -88,3 +94,24 @@ def bench_linear(
         weight_bytes=_native.format_nbytes(format, rows, cols),
         macs=rows * cols * n_tokens,
     )
+
+
+def prefetch_distance() -> int:
+    """Return how many bytes ahead of their use the packed kernels ask for weights; 0: they do not.
+
+    Chosen for the processor when the library is loaded (src/core/prefetch.cpp).
+    """
+    from qh_kernels import _native
+
+    return _native.prefetch_distance()
+
+
+def set_prefetch_distance(n_bytes: int) -> None:
+    """Change it for this process, to measure what another distance gives; never while one runs.
+
+    Raises:
+        KernelError: not 0 to 1048576.
+    """
+    from qh_kernels import _native
+
+    _native.set_prefetch_distance(n_bytes)

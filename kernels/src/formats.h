@@ -95,34 +95,51 @@ constexpr int64_t scale_width(const FormatSpec& spec) noexcept {
   return spec.scale == ScaleType::f16 ? 2 : 1;
 }
 
-// Bytes of the group scales at the start of a lut4 tile.
-constexpr int64_t group_scale_bytes(const FormatSpec& spec, int64_t padded_cols) noexcept {
-  if (spec.group == 0) return 0;
-  return round_up(padded_cols / spec.group * kTileRows * scale_width(spec), 64);
+// Bytes of the scales that the 16 rows of a tile have for one weight group of a lut4 format.
+constexpr int64_t group_scale_bytes(const FormatSpec& spec) noexcept {
+  return kTileRows * scale_width(spec);
 }
 
-// Bytes of the 16 float32 row scales of a tile: after the group scales of a lut4 tile, at the end
-// of the others.
+// Weight groups whose scales share one 64-byte line in front of their blocks, and their columns.
+constexpr int64_t span_groups(const FormatSpec& spec) noexcept {
+  return 64 / group_scale_bytes(spec);
+}
+constexpr int64_t span_columns(const FormatSpec& spec) noexcept {
+  return span_groups(spec) * spec.group;
+}
+
+// Bytes of a whole span of a lut4 tile: its line of scales and its blocks.
+constexpr int64_t span_bytes(const FormatSpec& spec) noexcept {
+  return 64 + span_columns(spec) / spec.block_columns * 64;
+}
+
+// Where the 16 scales of a weight group are in a lut4 tile.
+constexpr int64_t group_scales_at(const FormatSpec& spec, int64_t group) noexcept {
+  const int64_t span = group / span_groups(spec);
+  return span * span_bytes(spec) + group % span_groups(spec) * group_scale_bytes(spec);
+}
+
+// Where a block is in its tile.
+constexpr int64_t block_at(const FormatSpec& spec, int64_t block) noexcept {
+  if (spec.family != Family::lut4) return block * 64;
+  return (block + block * spec.block_columns / span_columns(spec) + 1) * 64;
+}
+
+// Bytes of the 16 float32 row scales that end a tile.
 constexpr int64_t row_scale_bytes(const FormatSpec& spec) noexcept {
   return spec.row_scales ? kTileRows * 4 : 0;
 }
 
-// Where the blocks of a tile begin.
-constexpr int64_t blocks_at(const FormatSpec& spec, int64_t padded_cols) noexcept {
-  if (spec.family != Family::lut4) return 0;
-  return group_scale_bytes(spec, padded_cols) + row_scale_bytes(spec);
-}
-
 // Where the row scales of a tile begin.
 constexpr int64_t row_scales_at(const FormatSpec& spec, int64_t padded_cols) noexcept {
-  if (spec.family == Family::lut4) return group_scale_bytes(spec, padded_cols);
-  return padded_cols / spec.block_columns * 64;
+  const int64_t blocks = padded_cols / spec.block_columns;
+  if (spec.family != Family::lut4) return blocks * 64;
+  return (blocks + (padded_cols + span_columns(spec) - 1) / span_columns(spec)) * 64;
 }
 
 // Bytes of one 16-row tile of a packed format; a multiple of 64.
 constexpr int64_t tile_bytes(const FormatSpec& spec, int64_t cols) noexcept {
-  const int64_t padded = round_up(cols, spec.column_unit);
-  return group_scale_bytes(spec, padded) + padded / spec.block_columns * 64 + row_scale_bytes(spec);
+  return row_scales_at(spec, round_up(cols, spec.column_unit)) + row_scale_bytes(spec);
 }
 
 }  // namespace

@@ -43,9 +43,9 @@ class TestNvfp4(Lut4Contract):
         weights[0, 16] = -6 * 1.75
         expected = bytearray(64 + 64 + 256)
         expected[0], expected[16] = 0x7E, 0x3E
-        expected[64:68] = struct.pack("<f", 1.0)
-        expected[128:132] = bytes([0x97, 0x3D, 0xF2, 0x40])
-        expected[128 + 128] = 0x0F
+        expected[64:68] = bytes([0x97, 0x3D, 0xF2, 0x40])
+        expected[64 + 128] = 0x0F
+        expected[64 + 256 : 64 + 260] = struct.pack("<f", 1.0)
         assert self.format.pack(weights).tobytes() == bytes(expected)
 
     def test_scales_round_to_the_nearest_e4m3_and_ties_to_the_even_byte(self) -> None:
@@ -78,7 +78,7 @@ class TestNvfp4(Lut4Contract):
         scales[17, 0] = scale
         with pytest.raises(FormatError):
             self.format.pack_codes(codes, scales, codes.shape)
-        struct.pack_into("<f", buffer, 128 + 256 + 64 + 4, scale)
+        struct.pack_into("<f", buffer, 2 * (64 + 256) + 64 + 4, scale)
         with pytest.raises(FormatError) as error:
             self.format.unpack(buffer, codes.shape)
         assert error.value.facts["row"] == 17

@@ -119,7 +119,7 @@ class RandomModel {
   }
 
   // Codes are any bytes; every byte that may be part of a scale is overwritten by one: the packed
-  // formats here have their scales at a known end of the tile.
+  // formats here have their scales at known places of the tile.
   qh::MatrixView matrix(FormatId format, int64_t rows, int64_t cols) {
     const int64_t nbytes = *qh::format_nbytes(format, rows, cols);
     bytes_.emplace_back(nbytes);
@@ -135,11 +135,11 @@ class RandomModel {
         data[i] = static_cast<uint8_t>((data[i] & 0x80) | (format == FormatId::bf16 ? 0x3d : 0x2c));
       }
     } else if (format == FormatId::int4_g32) {
-      const int64_t scale_bytes = (cols + 31) / 32 * 32;
+      // A line of 64 bytes of scales, then 8 blocks of 64 columns; the last span may be half.
+      const uint16_t bits = half_bits(0.02f);
       for (int64_t t = 0; t < nbytes; t += tile) {
-        for (int64_t i = 0; i < scale_bytes; i += 2) {
-          const uint16_t bits = half_bits(0.02f);
-          std::memcpy(&data[t + i], &bits, 2);
+        for (int64_t span = t; span < t + tile; span += 64 + 8 * 64) {
+          for (int64_t i = span; i < span + 64; i += 2) std::memcpy(&data[i], &bits, 2);
         }
       }
     } else {

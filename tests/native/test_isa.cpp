@@ -35,6 +35,17 @@ Case make_case(const FormatSpec& spec, int64_t rows, int64_t cols, int64_t token
               std::to_string(tokens)};
 }
 
+// call(place in the tile) for every scale of a weight group.
+template <typename Call>
+void for_group_scales(const qh::FormatSpec& spec, int64_t padded, Call call) {
+  if (spec.family != qh::Family::lut4) return;
+  for (int64_t group = 0; group < padded / spec.group; ++group) {
+    for (int64_t r = 0; r < qh::kTileRows; ++r) {
+      call(qh::group_scales_at(spec, group) + r * qh::scale_width(spec));
+    }
+  }
+}
+
 // Any bytes are valid codes; scales become moderate numbers so that sums stay finite.
 Buffer<uint8_t> random_weights(const Case& c, Random& random) {
   Buffer<uint8_t> data(*qh::format_nbytes(c.spec->id, c.rows, c.cols));
@@ -68,13 +79,15 @@ Buffer<uint8_t> random_weights(const Case& c, Random& random) {
   };
   const int64_t tile = qh::tile_bytes(*c.spec, c.cols);
   const int64_t padded = qh::round_up(c.cols, c.spec->column_unit);
-  const int64_t groups = qh::group_scale_bytes(*c.spec, padded);
   const int64_t rows = qh::row_scales_at(*c.spec, padded);
   for (int64_t t = 0; t < data.size(); t += tile) {
-    for (int64_t i = 0; i < groups; ++i) {
-      if (c.spec->scale != qh::ScaleType::f16) put_scale(t + i);
-      if (c.spec->scale == qh::ScaleType::f16 && i % 2 == 0) put_half(t + i);
-    }
+    for_group_scales(*c.spec, padded, [&](int64_t at) {
+      if (c.spec->scale == qh::ScaleType::f16) {
+        put_half(t + at);
+      } else {
+        put_scale(t + at);
+      }
+    });
     for (int64_t i = 0; i < qh::row_scale_bytes(*c.spec); i += 4) put_float(t + rows + i);
   }
   return data;
@@ -164,13 +177,13 @@ void put_hostile_scales(const Case& c, Random& random, Buffer<uint8_t>& data) {
   const int64_t tile = qh::tile_bytes(*c.spec, c.cols);
   const int64_t width = qh::scale_width(*c.spec);
   for (int64_t t = 0; t < data.size(); t += tile) {
-    for (int64_t i = 0; i < qh::group_scale_bytes(*c.spec, padded); i += width) {
-      if (random.integer(0, 40) != 0) continue;
+    for_group_scales(*c.spec, padded, [&](int64_t at) {
+      if (random.integer(0, 40) != 0) return;
       const uint16_t half = kHalves[random.integer(0, 6)];
       const uint8_t byte = static_cast<uint8_t>(random.integer(0x70, 0xff));
-      std::memcpy(data.data() + t + i, width == 2 ? static_cast<const void*>(&half) : &byte,
+      std::memcpy(data.data() + t + at, width == 2 ? static_cast<const void*>(&half) : &byte,
                   static_cast<size_t>(width));
-    }
+    });
     const int64_t rows = t + qh::row_scales_at(*c.spec, padded);
     for (int64_t i = 0; i < qh::row_scale_bytes(*c.spec); i += 4) {
       if (random.integer(0, 3) == 0) {
@@ -195,10 +208,10 @@ void test_quantized(const KernelTable& plain, const KernelTable& table, const Ca
     const uint8_t byte = e2m1 ? (low ? 0x77 : 0xff) : (low ? 0x80 : 0xff);
     const int64_t padded = qh::round_up(c.cols, c.spec->column_unit);
     const int64_t tile = qh::tile_bytes(*c.spec, c.cols);
-    const int64_t blocks = qh::blocks_at(*c.spec, padded);
     for (int64_t t = 0; t < data.size(); t += tile) {
-      std::memset(data.data() + t + blocks, byte,
-                  static_cast<size_t>(padded / c.spec->block_columns * 64));
+      for (int64_t b = 0; b < padded / c.spec->block_columns; ++b) {
+        std::memset(data.data() + t + qh::block_at(*c.spec, b), byte, 64);
+      }
     }
   }
   const Activations x(c, random, extreme);

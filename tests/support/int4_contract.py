@@ -19,22 +19,21 @@ class Int4Contract(FormatContract):
 
     group: ClassVar[int]
 
-    def section(self, cols: int) -> tuple[int, int]:
-        """(padded columns, bytes of the scale section of a tile)."""
-        padded = (cols + self.group - 1) // self.group * self.group
-        return padded, (padded // self.group * 16 * 2 + 63) // 64 * 64
+    def lines(self, cols: int) -> int:
+        """64-byte lines of a tile: blocks, and one of scales for every two groups."""
+        groups = (cols + self.group - 1) // self.group
+        return groups * self.group // 8 + (groups + 1) // 2
 
     def expected_nbytes(self, rows: int, cols: int) -> int:
-        padded, section = self.section(cols)
-        return ((rows + 15) // 16) * (section + padded // 8 * 64)
+        return ((rows + 15) // 16) * self.lines(cols) * 64
 
     def weight_at(self, data: bytes, shape: tuple[int, int], row: int, col: int) -> float:
-        padded, section = self.section(shape[1])
-        tile = (row // 16) * (section + padded // 8 * 64)
-        r, block, t = row % 16, col // 8, col % 4
-        byte = data[tile + section + block * 64 + 4 * r + t]
+        tile = (row // 16) * self.lines(shape[1]) * 64
+        r, t, group = row % 16, col % 4, col // self.group
+        span = tile + group // 2 * (64 + 2 * self.group * 8)
+        byte = data[span + 64 + col % (2 * self.group) // 8 * 64 + 4 * r + t]
         q = byte & 15 if col % 8 < 4 else byte >> 4
-        scale = struct.unpack_from("<e", data, tile + (col // self.group * 16 + r) * 2)[0]
+        scale = struct.unpack_from("<e", data, span + (group % 2 * 16 + r) * 2)[0]
         return float(np.float32(scale) * np.float32(q - 8))
 
     def codes_and_scales(

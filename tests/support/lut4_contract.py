@@ -39,27 +39,34 @@ class Lut4Contract(FormatContract):
         """The group scale at this place."""
         raise NotImplementedError
 
-    def section(self, cols: int) -> tuple[int, int, int]:
-        """(padded columns, bytes of the group scales of a tile, bytes before its blocks)."""
+    def per_line(self) -> int:
+        """Groups whose scales share a 64-byte line."""
+        return 4 // self.scale_width
+
+    def lines(self, cols: int) -> int:
+        """64-byte lines of a tile without its row scales."""
         padded = (cols + self.unit - 1) // self.unit * self.unit
-        scales = (padded // self.group * 16 * self.scale_width + 63) // 64 * 64
-        return padded, scales, scales + (64 if self.row_scales else 0)
+        groups = padded // self.group
+        return padded // 8 + (groups + self.per_line() - 1) // self.per_line()
+
+    def tile_bytes(self, cols: int) -> int:
+        return self.lines(cols) * 64 + (64 if self.row_scales else 0)
 
     def expected_nbytes(self, rows: int, cols: int) -> int:
-        padded, _, before = self.section(cols)
-        return ((rows + 15) // 16) * (before + padded // 8 * 64)
+        return ((rows + 15) // 16) * self.tile_bytes(cols)
 
     def weight_at(self, data: bytes, shape: tuple[int, int], row: int, col: int) -> float:
-        padded, scales, before = self.section(shape[1])
-        tile = (row // 16) * (before + padded // 8 * 64)
-        r, block, t = row % 16, col // 8, col % 4
-        byte = data[tile + before + block * 64 + 4 * r + t]
+        tile = (row // 16) * self.tile_bytes(shape[1])
+        r, t, group = row % 16, col % 4, col // self.group
+        columns = self.per_line() * self.group
+        span = tile + col // columns * (64 + columns * 8)
+        byte = data[span + 64 + col % columns // 8 * 64 + 4 * r + t]
         value = self.values[byte & 15 if col % 8 < 4 else byte >> 4]
-        scale = np.float32(
-            self.scale_at(data, tile + (col // self.group * 16 + r) * self.scale_width)
-        )
+        place = span + (group % self.per_line() * 16 + r) * self.scale_width
+        scale = np.float32(self.scale_at(data, place))
         if self.row_scales:
-            scale *= np.float32(struct.unpack_from("<f", data, tile + scales + 4 * r)[0])
+            at = tile + self.lines(shape[1]) * 64 + 4 * r
+            scale *= np.float32(struct.unpack_from("<f", data, at)[0])
         return float(np.float32(value) * scale)
 
     def codes_and_scales(

@@ -27,7 +27,7 @@ void fill_matrix(const LinearBench& bench, uint8_t* data) {
   }
   const int64_t tile = tile_bytes(spec, bench.cols);
   const int64_t padded = round_up(bench.cols, spec.column_unit);
-  const int64_t groups = group_scale_bytes(spec, padded);
+  const int64_t groups = spec.group == 0 ? 0 : padded / spec.group;
   const int64_t rows = row_scales_at(spec, padded);
   // 2^-7 as float16, and as two bytes of the other types.
   const uint16_t group_scale = spec.scale == ScaleType::e8m0   ? 0x7878
@@ -35,7 +35,12 @@ void fill_matrix(const LinearBench& bench, uint8_t* data) {
                                                                : half_from_float(0x1p-7f);
   const float scale = 0x1p-7f;
   for (uint8_t* t = data; t < data + bench.nbytes; t += tile) {
-    for (int64_t i = 0; i < groups; i += 2) std::memcpy(t + i, &group_scale, 2);
+    for (int64_t i = 0; i < groups; ++i) {
+      uint8_t* scales = t + group_scales_at(spec, i);
+      for (int64_t k = 0; k < group_scale_bytes(spec); k += 2) {
+        std::memcpy(scales + k, &group_scale, 2);
+      }
+    }
     for (int64_t i = 0; i < row_scale_bytes(spec); i += 4) std::memcpy(t + rows + i, &scale, 4);
   }
 }

@@ -9,6 +9,7 @@
 #include "bench/read_bandwidth.h"
 #include "bind/bind_kernels.h"
 #include "bind/kernel_error.h"
+#include "core/prefetch.h"
 
 namespace nb = nanobind;
 
@@ -49,6 +50,14 @@ void bind_bench(nb::module_& m) {
     require_positive("threads", threads, 1024);
     require_positive("seconds", seconds, 600);
     return measured(bytes, [=] { return measure_read_bandwidth(bytes, threads, seconds); });
+  });
+  m.def("prefetch_distance", [] { return static_cast<int64_t>(prefetch_distance); });
+  m.def("set_prefetch_distance", [](int64_t bytes) {
+    if (bytes < 0 || bytes > (int64_t{1} << 20)) {
+      raise_mismatch("prefetch distance", "0 to 1048576", std::to_string(bytes),
+                     "pass a value in range");
+    }
+    prefetch_distance = static_cast<uintptr_t>(bytes);
   });
   m.def("bench_linear",
         [](const std::string& isa, const std::string& format, int64_t rows, int64_t cols,

@@ -25,7 +25,7 @@ QH_ALWAYS_INLINE uint16_t load_u16(const uint8_t* bytes) noexcept {
 // The scale of row r and weight group `group` as products read it: for e4m3, 2^-8 of its value.
 QH_ALWAYS_INLINE float lut4_group_scale(const FormatSpec& spec, const uint8_t* tile, int64_t group,
                                         int64_t r) noexcept {
-  const uint8_t* at = tile + (group * kTileRows + r) * scale_width(spec);
+  const uint8_t* at = tile + group_scales_at(spec, group) + r * scale_width(spec);
   switch (spec.scale) {
     case ScaleType::e8m0: {
       // Byte 0 is 2^-127, a subnormal number with the bits below.

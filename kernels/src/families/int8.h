@@ -33,7 +33,7 @@ struct Int8 {
         totals[t] = V::add(totals[t], V::mul(x_scale, V::to_f32(sums[t])));
       }
     }
-    prefetch(blocks + padded * kTileRows);
+    prefetch<T>(blocks + padded * kTileRows);
     const F32 row_scales = V::load(reinterpret_cast<const float*>(blocks + padded * kTileRows));
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) results[t] = V::mul(totals[t], row_scales);
@@ -45,10 +45,10 @@ struct Int8 {
     F32 sums[T][2];
     clear<V, T>(sums);
     for (int64_t b = 0; b < padded / 4; ++b) {
-      prefetch(blocks + b * 64);
+      prefetch<T>(blocks + b * 64);
       add_exact<V, T>(sums, V::load_block(blocks + b * 64), in, 4 * b);
     }
-    prefetch(blocks + padded * kTileRows);
+    prefetch<T>(blocks + padded * kTileRows);
     const F32 row_scales = V::load(reinterpret_cast<const float*>(blocks + padded * kTileRows));
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
@@ -73,7 +73,7 @@ struct Int8 {
     const int8_t* inputs = in.codes + g * kActivationGroup;
 #pragma GCC unroll 8
     for (int b = 0; b < kGroupBlocks; ++b) {
-      prefetch(blocks + b * 64);
+      prefetch<T>(blocks + b * 64);
       const typename V::Block codes = V::load_block(blocks + b * 64);
       if constexpr (V::kUnsignedDot) {
         const typename V::Block shifted = V::xor_mask(codes, 0x80);

@@ -25,48 +25,44 @@ struct Lut4 {
   template <int T>
   static QH_ALWAYS_INLINE void tile(const uint8_t* tile_data, int64_t padded, const TokenBlock& in,
                                     F32 (&results)[T]) noexcept {
-    const uint8_t* blocks = tile_data + blocks_at(kSpec, padded);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) results[t] = V::zero();
-    // Runs over scales and blocks alike, so that the next tile's first blocks are asked for too.
-    const uint8_t* ahead = blocks;
-    for (int64_t i = 0; i < padded / kStride; ++i) {
-      if constexpr (kSpec.group < kActivationGroup) {
-        narrow_groups<T>(tile_data, blocks, ahead, in, i, results);
-      } else {
-        wide_group<T>(tile_data, blocks, ahead, in, i, results);
-      }
-      ahead += kStride * kTileRows / 2;
-      prefetch(ahead);
-      ahead += kStride / kSpec.group * kScaleBytes;
+    const uint8_t* p = tile_data;
+    int64_t k = 0;
+    for (; k + kSpanColumns <= padded; k += kSpanColumns) {
+      span<T>(p, in, k, kSpanColumns, results);
+      p += span_bytes(kSpec);
     }
-    if constexpr (kSpec.row_scales) prefetch(ahead);
-    finish<T>(tile_data, padded, kTable.step, results);
+    if (k < padded) {
+      span<T>(p, in, k, padded - k, results);
+      p += 64 + (padded - k) / 8 * 64;
+    }
+    finish<T>(p, kTable.step, results);
   }
 
   template <int T>
   static QH_ALWAYS_INLINE void exact_tile(const uint8_t* tile_data, int64_t padded,
                                           const ExactBlock& in, F32 (&results)[T]) noexcept {
-    const uint8_t* blocks = tile_data + blocks_at(kSpec, padded);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) results[t] = V::zero();
     for (int64_t wide = 0; wide < padded / kSpec.group; ++wide) {
       F32 sums[T][2];
       clear<V, T>(sums);
       for (int64_t b = wide * kSpec.group / 8; b < (wide + 1) * kSpec.group / 8; ++b) {
-        prefetch(blocks + b * 64);
-        const Block packed = V::load_block(blocks + b * 64);
+        const uint8_t* block = tile_data + block_at(kSpec, b);
+        prefetch<T>(block);
+        const Block packed = V::load_block(block);
         add_values<T>(sums, V::and_mask(packed, 15), in, 8 * b);
         add_values<T>(sums, V::and_mask(V::template shift_right<4>(packed), 15), in, 8 * b + 4);
       }
-      const F32 scales = group_scales(tile_data, wide);
+      const F32 scales = group_scales(tile_data + group_scales_at(kSpec, wide));
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) {
         results[t] = V::fma(scales, V::add(sums[t][0], sums[t][1]), results[t]);
       }
     }
-    if constexpr (kSpec.row_scales) prefetch(blocks + padded / 8 * 64);
-    finish<T>(tile_data, padded, kIntegersAreExact ? kTable.step : kScaleUnit, results);
+    finish<T>(tile_data + row_scales_at(kSpec, padded),
+              kIntegersAreExact ? kTable.step : kScaleUnit, results);
   }
 
  private:
@@ -107,21 +103,22 @@ struct Lut4 {
   // Blocks whose products a narrow sum holds, 0 where not even one: each block adds two narrow dots
   // of two products of an unsigned code and an input in -127..127.
   static constexpr int part_blocks() noexcept {
-    if (V::kUnsignedDot) return kSpanBlocks;
-    for (int blocks = kSpanBlocks; blocks > 0; blocks /= 2) {
+    if (V::kUnsignedDot) return kPieceBlocks;
+    for (int blocks = kPieceBlocks; blocks > 0; blocks /= 2) {
       if (blocks * 2 * 2 * largest() * 127 < 32768) return blocks;
     }
     return 0;
   }
 
-  // Columns of one step of the loop over a tile.
-  static constexpr int64_t kStride =
-      kSpec.group < kActivationGroup ? kActivationGroup : kSpec.group;
+  // Columns that follow one line of scales.
+  static constexpr int64_t kSpanColumns = span_columns(kSpec);
+  // Columns of one step of the loop over a span.
+  static constexpr int64_t kStep = kSpec.group < kActivationGroup ? kActivationGroup : kSpec.group;
   // Columns that share both scales.
   static_assert(kSpec.group % kActivationGroup == 0 || 2 * kSpec.group == kActivationGroup);
-  static constexpr int64_t kSpan = kSpec.group < kActivationGroup ? kSpec.group : kActivationGroup;
-  static constexpr int kSpanBlocks = static_cast<int>(kSpan) / 8;
-  static constexpr int64_t kScaleBytes = kTileRows * scale_width(kSpec);
+  static_assert(kSpanColumns % kStep == 0);
+  static constexpr int64_t kPiece = kSpec.group < kActivationGroup ? kSpec.group : kActivationGroup;
+  static constexpr int kPieceBlocks = static_cast<int>(kPiece) / 8;
   // What a group scale as read has to be multiplied by.
   static constexpr float kScaleUnit = kSpec.scale == ScaleType::e4m3 ? 256.0f : 1.0f;
   static constexpr int kOffset = offset();
@@ -129,8 +126,7 @@ struct Lut4 {
   static constexpr int kPartBlocks = part_blocks();
   static constexpr bool kIntegersAreExact = integers_are_exact();
 
-  static QH_ALWAYS_INLINE F32 group_scales(const uint8_t* tile_data, int64_t group) noexcept {
-    const uint8_t* scales = tile_data + group * kScaleBytes;
+  static QH_ALWAYS_INLINE F32 group_scales(const uint8_t* scales) noexcept {
     if constexpr (kSpec.scale == ScaleType::e8m0) {
       return V::load_e8m0(scales);
     } else if constexpr (kSpec.scale == ScaleType::e4m3) {
@@ -142,48 +138,66 @@ struct Lut4 {
 
   // results *= step, and the row scales of a format that has them.
   template <int T>
-  static QH_ALWAYS_INLINE void finish(const uint8_t* tile_data, int64_t padded, float step,
+  static QH_ALWAYS_INLINE void finish(const uint8_t* row_scales, float step,
                                       F32 (&results)[T]) noexcept {
     if (!kSpec.row_scales && step == 1.0f) return;
     F32 factor = V::set(step);
     if constexpr (kSpec.row_scales) {
-      const uint8_t* row_scales = row_scales_of(kSpec, tile_data, padded);
+      prefetch<T>(row_scales);
       factor = V::mul(V::load(reinterpret_cast<const float*>(row_scales)), factor);
     }
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) results[t] = V::mul(results[t], factor);
   }
 
-  // Weight group `wide`, of 32 columns or more.
+  // The columns [first, first + columns), from their line of scales on.
   template <int T>
-  static QH_ALWAYS_INLINE void wide_group(const uint8_t* tile_data, const uint8_t* blocks,
-                                          const uint8_t* ahead, const TokenBlock& in, int64_t wide,
+  static QH_ALWAYS_INLINE void span(const uint8_t* p, const TokenBlock& in, int64_t first,
+                                    int64_t columns, F32 (&results)[T]) noexcept {
+    prefetch<T>(p);
+    const uint8_t* scales = p;
+    const uint8_t* blocks = p + 64;
+    for (int64_t k = 0; k < columns; k += kStep) {
+      const int64_t group = (first + k) / kActivationGroup;
+      if constexpr (kSpec.group < kActivationGroup) {
+        narrow_groups<T>(scales, blocks, in, group, results);
+      } else {
+        wide_group<T>(scales, blocks, in, group, results);
+      }
+      scales += kStep / kSpec.group * group_scale_bytes(kSpec);
+      blocks += kStep / 8 * 64;
+    }
+  }
+
+  // A weight group of 32 columns or more, from input group `first` on.
+  template <int T>
+  static QH_ALWAYS_INLINE void wide_group(const uint8_t* scales, const uint8_t* blocks,
+                                          const TokenBlock& in, int64_t first,
                                           F32 (&results)[T]) noexcept {
-    constexpr int64_t kSpans = kStride / kSpan;
     F32 totals[T];
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) totals[t] = V::zero();
-    for (int64_t g = wide * kSpans; g < (wide + 1) * kSpans; ++g) {
+    for (int64_t i = 0; i < kStep / kPiece; ++i) {
+      const int64_t g = first + i;
       I32 sums[T];
-      span<T>(blocks + g * kSpanBlocks * 64, ahead, in, g, 0, sums);
-      ahead += kSpanBlocks * 64;
+      piece<T>(blocks + i * kPieceBlocks * 64, in, g, 0, sums);
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) {
         const F32 x_scale = V::set(in.scales[t * in.group_stride + g]);
         totals[t] = V::add(totals[t], V::mul(x_scale, V::to_f32(sums[t])));
       }
     }
-    const F32 scales = group_scales(tile_data, wide);
+    const F32 w_scales = group_scales(scales);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
-      results[t] = V::add(results[t], V::mul(scales, totals[t]));
+      results[t] = V::add(results[t], V::mul(w_scales, totals[t]));
     }
   }
 
   // Input group g, with two weight groups in it.
   template <int T>
-  static QH_ALWAYS_INLINE void narrow_groups(const uint8_t* tile_data, const uint8_t* blocks,
-                                             const uint8_t* ahead, const TokenBlock& in, int64_t g,
+  static QH_ALWAYS_INLINE void narrow_groups(const uint8_t* scales, const uint8_t* blocks,
+                                             const TokenBlock& in, int64_t g,
                                              F32 (&results)[T]) noexcept {
     F32 totals[T];
 #pragma GCC unroll 8
@@ -191,12 +205,11 @@ struct Lut4 {
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       I32 sums[T];
-      span<T>(blocks + (2 * g + half) * kSpanBlocks * 64, ahead, in, g, half, sums);
-      ahead += kSpanBlocks * 64;
-      const F32 scales = group_scales(tile_data, 2 * g + half);
+      piece<T>(blocks + half * kPieceBlocks * 64, in, g, half, sums);
+      const F32 w_scales = group_scales(scales + half * group_scale_bytes(kSpec));
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) {
-        totals[t] = V::add(totals[t], V::mul(scales, V::to_f32(sums[t])));
+        totals[t] = V::add(totals[t], V::mul(w_scales, V::to_f32(sums[t])));
       }
     }
 #pragma GCC unroll 8
@@ -206,23 +219,22 @@ struct Lut4 {
     }
   }
 
-  // sums[t] = the exact products of the kSpan columns that are input group g or a half of it.
+  // sums[t] = the exact products of the kPiece columns that are input group g or a half of it.
   template <int T>
-  static QH_ALWAYS_INLINE void span(const uint8_t* blocks, const uint8_t* ahead,
-                                    const TokenBlock& in, int64_t g, int half,
-                                    I32 (&sums)[T]) noexcept {
-    constexpr int kStep = kPartBlocks > 0 ? kPartBlocks : kSpanBlocks;
-    const int8_t* inputs = in.codes + g * kActivationGroup + half * kSpan;
+  static QH_ALWAYS_INLINE void piece(const uint8_t* blocks, const TokenBlock& in, int64_t g,
+                                     int half, I32 (&sums)[T]) noexcept {
+    constexpr int kPart = kPartBlocks > 0 ? kPartBlocks : kPieceBlocks;
+    const int8_t* inputs = in.codes + g * kActivationGroup + half * kPiece;
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) sums[t] = V::zero_i32();
 #pragma GCC unroll 2
-    for (int part = 0; part < kSpanBlocks; part += kStep) {
+    for (int part = 0; part < kPieceBlocks; part += kPart) {
       typename V::Narrow narrow[T];
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) narrow[t] = V::narrow_zero();
 #pragma GCC unroll 4
-      for (int b = part; b < part + kStep; ++b) {
-        prefetch(ahead + b * 64);
+      for (int b = part; b < part + kPart; ++b) {
+        prefetch<T>(blocks + b * 64);
         const Block packed = V::load_block(blocks + b * 64);
         add_nibble<T>(narrow, sums, V::and_mask(packed, 15), inputs + 8 * b, in.code_stride);
         add_nibble<T>(narrow, sums, V::and_mask(V::template shift_right<4>(packed), 15),
@@ -245,11 +257,11 @@ struct Lut4 {
     }
   }
 
-  // The sum of the input codes of a span.
+  // The sum of the input codes of a piece.
   static QH_ALWAYS_INLINE int32_t input_sum(const TokenBlock& in, int t, int64_t g,
                                             int half) noexcept {
     const int32_t* sums = in.sums + t * in.sum_stride + 2 * g;
-    if constexpr (kSpan == kActivationGroup) return sums[0];
+    if constexpr (kPiece == kActivationGroup) return sums[0];
     return half == 0 ? sums[1] : sums[0] - sums[1];
   }
 

@@ -9,21 +9,11 @@
 
 #include "core/compiler.h"
 #include "core/packed_scale.h"
+#include "core/prefetch.h"
 #include "formats.h"
 
 namespace qh {
 namespace {
-
-// How far ahead of its use a block is asked for. The hardware prefetcher does not hide the latency
-// of memory behind kernels that compute. Best of 2, 4, 8 and 16 KiB on a Zen 4 server core
-// (November 2026, all packed formats).
-constexpr uintptr_t kPrefetchBytes = 8192;
-
-// Past the end of the weights this is a harmless hint; integer arithmetic keeps it defined.
-QH_ALWAYS_INLINE void prefetch(const uint8_t* p) noexcept {
-  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + kPrefetchBytes),
-                     0, 2);
-}
 
 // T tokens starting at some token.
 struct TokenBlock {
@@ -157,10 +147,9 @@ struct Packed {
     const uint8_t* tile = w.data + row / kTileRows * tile_bytes(kSpec, w.cols);
     const int64_t padded = round_up(w.cols, kSpec.column_unit);
     const int64_t r = row % kTileRows;
-    const uint8_t* bytes = tile + blocks_at(kSpec, padded) + 4 * r;
     for (int64_t k = 0; k < w.cols; ++k) {
       const int64_t within = k % kSpec.block_columns;
-      const uint8_t byte = bytes[k / kSpec.block_columns * 64 + within % 4];
+      const uint8_t byte = tile[block_at(kSpec, k / kSpec.block_columns) + 4 * r + within % 4];
       const float scale = packed_scale(kSpec, tile, padded, r, k);
       out[k] = scale * Rows::value(byte, static_cast<int>(within / 4));
     }

@@ -36,7 +36,7 @@ struct Ternary {
     } else {
       many_tokens<T>(blocks, n_blocks, in, sums);
     }
-    prefetch(blocks + n_blocks * 64);
+    prefetch<T>(blocks + n_blocks * 64);
     const F32 row_scales = V::load(reinterpret_cast<const float*>(blocks + n_blocks * 64));
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
@@ -56,7 +56,7 @@ struct Ternary {
     clear<V, T>(sums);
     for (int64_t b = 0; b < n_blocks; ++b) {
       const uint8_t* p = blocks + b * 64;
-      prefetch(p);
+      prefetch<T>(p);
       const Block packed = V::load_block(p);
       const Block f0 = V::and_mask(packed, 3);
       const Block f1 = V::and_mask(V::template shift_right<2>(packed), 3);
@@ -67,7 +67,7 @@ struct Ternary {
       add_exact<V, T>(sums, V::lookup(f2, kCodes), in, 16 * b + 8);
       add_exact<V, T>(sums, V::lookup(f3, kCodes), in, 16 * b + 12);
     }
-    prefetch(blocks + n_blocks * 64);
+    prefetch<T>(blocks + n_blocks * 64);
     const F32 row_scales = V::load(reinterpret_cast<const float*>(blocks + n_blocks * 64));
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
@@ -87,7 +87,7 @@ struct Ternary {
     I32 s3 = V::zero_i32();
     for (int64_t b = 0; b < n_blocks; ++b) {
       const uint8_t* p = blocks + b * 64;
-      prefetch(p);
+      prefetch<1>(p);
       const Block packed = V::load_block(p);
       const int8_t* inputs = x + 16 * b;
       s0 = V::dot_unsigned(s0, V::and_mask(packed, 0x03), V::load_quad(inputs));
@@ -113,7 +113,7 @@ struct Ternary {
       typename V::Narrow odd = V::narrow_zero();
       for (; b < end; ++b) {
         const uint8_t* p = blocks + b * 64;
-        prefetch(p);
+        prefetch<1>(p);
         const Block packed = V::load_block(p);
         const Block shifted = V::template shift_right<4>(packed);
         const int8_t* inputs = x + 16 * b;
@@ -141,7 +141,7 @@ struct Ternary {
       for (int t = 0; t < T; ++t) narrow[t] = V::narrow_zero();
       for (; b < end; ++b) {
         const uint8_t* p = blocks + b * 64;
-        prefetch(p);
+        prefetch<T>(p);
         const Block packed = V::load_block(p);
         const int8_t* inputs = in.codes + 16 * b;
         add_field<T>(narrow, V::and_mask(packed, 3), inputs, in.code_stride);

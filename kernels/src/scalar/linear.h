@@ -44,9 +44,9 @@ int32_t code_in(uint8_t byte, int64_t field) noexcept {
 
 // The 4 bytes of a packed tile that hold row r, columns k..k+3 (k a multiple of 4).
 template <FormatId kFormat>
-const uint8_t* bytes_at(const uint8_t* tile, int64_t padded_cols, int r, int64_t k) noexcept {
+const uint8_t* bytes_at(const uint8_t* tile, int r, int64_t k) noexcept {
   constexpr const FormatSpec& spec = spec_of(kFormat);
-  return tile + blocks_at(spec, padded_cols) + k / spec.block_columns * 64 + 4 * r;
+  return tile + block_at(spec, k / spec.block_columns) + 4 * r;
 }
 
 // The weight of row r, column k of a packed tile.
@@ -54,7 +54,7 @@ template <FormatId kFormat>
 float weight_at(const uint8_t* tile, int64_t padded_cols, int r, int64_t k) noexcept {
   constexpr const FormatSpec& spec = spec_of(kFormat);
   const int64_t field = k % spec.block_columns / 4;
-  const uint8_t byte = bytes_at<kFormat>(tile, padded_cols, r, k)[k % 4];
+  const uint8_t byte = bytes_at<kFormat>(tile, r, k)[k % 4];
   const float scale = packed_scale(spec, tile, padded_cols, r, k);
   if constexpr (spec.family == Family::lut4) {
     return scale * spec.table->values[(byte >> (4 * field)) & 15];
@@ -71,11 +71,11 @@ struct ScalarLinear {
     return w.data + row / kTileRows * tile_bytes(kSpec, w.cols);
   }
 
-  static int32_t dot(const uint8_t* tile, int64_t padded, int r, const int8_t* x, int64_t begin,
+  static int32_t dot(const uint8_t* tile, int r, const int8_t* x, int64_t begin,
                      int64_t end) noexcept {
     int32_t acc = 0;
     for (int64_t k = begin; k < end; k += 4) {
-      const uint8_t* bytes = bytes_at<kFormat>(tile, padded, r, k);
+      const uint8_t* bytes = bytes_at<kFormat>(tile, r, k);
       const int64_t field = k % kSpec.block_columns / 4;
       for (int t = 0; t < 4; ++t) acc += code_in<kFormat>(bytes[t], field) * x[k + t];
     }
@@ -85,10 +85,10 @@ struct ScalarLinear {
   static float quantized_row(const uint8_t* tile, int64_t padded, int r, const int8_t* codes,
                              const float* x_scales) noexcept {
     if constexpr (kSpec.family == Family::ternary) {
-      const int32_t acc = dot(tile, padded, r, codes, 0, padded);
+      const int32_t acc = dot(tile, r, codes, 0, padded);
       return static_cast<float>(acc) * x_scales[0] * packed_scale(kSpec, tile, padded, r, 0);
     } else if constexpr (kSpec.family == Family::int8) {
-      const float s = input_groups(tile, padded, r, codes, x_scales, 0, padded);
+      const float s = input_groups(tile, r, codes, x_scales, 0, padded);
       return s * packed_scale(kSpec, tile, padded, r, 0);
     } else {
       const float y = lut4_row(tile, padded, r, codes, x_scales);
@@ -99,11 +99,11 @@ struct ScalarLinear {
   }
 
   // The sum over the input groups of columns [begin, end).
-  static float input_groups(const uint8_t* tile, int64_t padded, int r, const int8_t* codes,
-                            const float* x_scales, int64_t begin, int64_t end) noexcept {
+  static float input_groups(const uint8_t* tile, int r, const int8_t* codes, const float* x_scales,
+                            int64_t begin, int64_t end) noexcept {
     float s = 0.0f;
     for (int64_t k = begin; k < end; k += kActivationGroup) {
-      const int32_t acc = dot(tile, padded, r, codes, k, k + kActivationGroup);
+      const int32_t acc = dot(tile, r, codes, k, k + kActivationGroup);
       s = s + x_scales[k / kActivationGroup] * static_cast<float>(acc);
     }
     return s;
@@ -116,14 +116,14 @@ struct ScalarLinear {
     float y = 0.0f;
     if constexpr (kGroup >= kActivationGroup) {
       for (int64_t begin = 0; begin < padded; begin += kGroup) {
-        const float s = input_groups(tile, padded, r, codes, x_scales, begin, begin + kGroup);
+        const float s = input_groups(tile, r, codes, x_scales, begin, begin + kGroup);
         y = y + lut4_group_scale(kSpec, tile, begin / kGroup, r) * s;
       }
     } else {
       for (int64_t begin = 0; begin < padded; begin += kActivationGroup) {
         float s = 0.0f;
         for (int64_t k = begin; k < begin + kActivationGroup; k += kGroup) {
-          const int32_t acc = dot(tile, padded, r, codes, k, k + kGroup);
+          const int32_t acc = dot(tile, r, codes, k, k + kGroup);
           s = s + lut4_group_scale(kSpec, tile, k / kGroup, r) * static_cast<float>(acc);
         }
         y = y + x_scales[begin / kActivationGroup] * s;

@@ -16,8 +16,8 @@ Inside a tile, a block is 64 bytes: byte 4 * r + t belongs to row r (0..15) and 
     ternary  column unit 16    tile = blocks of 16 columns | 16 x f32 row scales (64 bytes)
              block b, byte 4r+t, bits 2i..2i+1 = code + 1 of column 16b + 4i + t, i = 0..3
              codes -1, 0, 1; field value 3 is never written            w = scale[r] * code
-    int4_gG  column unit max(G, 32)   tile = group scales | blocks of 8 columns
-             group scales: f16 [Kp / G][16], zero-padded at the end to a multiple of 64 bytes
+    int4_gG  column unit max(G, 32)   tile = spans of 2 groups: group scales | blocks of 8 columns
+             group scales: f16 [2][16], the second zero where a row ends with the first group
              block b, byte 4r+t: low nibble = q of column 8b + t, high nibble = of column 8b + 4 + t
              q = 0..15                                       w = scale[r, k // G] * (q - 8)
 

@@ -2,8 +2,8 @@
 
 Tile (16 rows, Kp = K padded to 32; little-endian), a multiple of 64 bytes:
 
-    f16 scale[Kp / 32][16], zero-padded to a multiple of 64 bytes
-    Kp / 8 blocks of 64 bytes: byte 4r + t of block b is
+    for every 64 columns: f16 scale[2][16], zero where there is no second group, then
+    8 blocks of 64 bytes (4 without a second group): byte 4r + t of block b is
         q of column 8b + t  |  q of column 8b + 4 + t << 4         w = scale[r, k // 32] * (q - 8)
 
 Quantizer: m = the weight of largest magnitude in the group, with its sign; scale = f16(m / -8);

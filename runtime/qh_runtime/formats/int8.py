@@ -84,5 +84,4 @@ FORMAT = Int8Format(
     column_unit=32,
     source="Jacob et al. 2018, section 2.1",
     block_columns=4,
-    scales_first=False,
 )

@@ -2,8 +2,8 @@
 
 Tile (16 rows, Kp = K padded to 32; little-endian), a multiple of 64 bytes:
 
-    u8 exponent[Kp / 32][16], zero-padded to a multiple of 64 bytes
-    Kp / 8 blocks of 64 bytes: byte 4r + t of block b is
+    for every 128 columns, at the end up to 128: u8 exponent[4][16], zero where there is no group,
+    then 4 blocks of 64 bytes per group: byte 4r + t of block b is
         q of column 8b + t  |  q of column 8b + 4 + t << 4
                                              w = 2**(exponent[r, k // 32] - 127) * e2m1[q]
 
@@ -71,7 +71,7 @@ class Mxfp4Format(Lut4Format):
 
     def _check_bytes(self, buffer: NDArray[np.uint8], shape: Shape) -> None:
         super()._check_bytes(buffer, shape)
-        section = self._sections(buffer, shape)[1]
+        section = self._scale_section(buffer, shape)
         self._check_exponents(self._get_groups(section, shape))
 
     def _checked_scales(self, scales: Scales, shape: Shape) -> Scales:
@@ -111,7 +111,6 @@ FORMAT = Mxfp4Format(
     column_unit=32,
     source="Open Compute Project 2023, Microscaling Formats (MX) Specification 1.0",
     block_columns=8,
-    scales_first=True,
     table=e2m1.VALUES,
     integers=e2m1.INTEGERS,
     step=e2m1.STEP,

@@ -2,8 +2,8 @@
 
 Tile (16 rows, Kp = K padded to 64; little-endian), a multiple of 64 bytes:
 
-    f16 scale[Kp / 64][16], zero-padded to a multiple of 64 bytes
-    Kp / 8 blocks of 64 bytes: byte 4r + t of block b is
+    for every 128 columns: f16 scale[2][16], zero where there is no second group, then
+    16 blocks of 64 bytes (8 without a second group): byte 4r + t of block b is
         q of column 8b + t  |  q of column 8b + 4 + t << 4       w = scale[r, k // 64] * table[q]
 
 Quantizer: scale = f16(max|w in group|); q = the code whose value is nearest to w / scale, the lower
@@ -91,7 +91,6 @@ FORMAT = Nf4Format(
     column_unit=64,
     source="Dettmers et al. 2023, QLoRA, appendix E",
     block_columns=8,
-    scales_first=True,
     table=_TABLE,
     integers=tuple(round(_MULTIPLIER * x) for x in _TABLE),
     step=1 / _MULTIPLIER,

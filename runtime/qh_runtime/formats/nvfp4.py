@@ -2,11 +2,10 @@
 
 Tile (16 rows, Kp = K padded to 32; little-endian), a multiple of 64 bytes:
 
-    u8 scale[Kp / 16][16], zero-padded to a multiple of 64 bytes: E4M3 without sign, 0 to 448
-    f32 row_scale[16]
-    Kp / 8 blocks of 64 bytes: byte 4r + t of block b is
+    for every 64 columns, at the end 32 or 64: u8 scale[4][16], E4M3 without sign, 0 to 448, zero
+    where there is no group, then 2 blocks of 64 bytes per group: byte 4r + t of block b is
         q of column 8b + t  |  q of column 8b + 4 + t << 4
-                                    w = e2m1[q] * float32(e4m3(scale[r, k // 16]) * row_scale[r])
+    f32 row_scale[16]               w = e2m1[q] * float32(e4m3(scale[r, k // 16]) * row_scale[r])
 
 The published format has one float32 scale per tensor; it is stored once per row, so that layers
 fused from tensors with different ones have the same form. Codes and both scales of a checkpoint are
@@ -71,8 +70,10 @@ class Nvfp4Format(Lut4Format):
 
     scale_type = "u1"
 
-    def scale_bytes(self, padded_columns: int) -> int:
-        return self.group_bytes(padded_columns) + TILE_ROWS * 4
+    def scale_lines(self, padded_columns: int) -> NDArray[np.intp]:
+        of_groups = super().scale_lines(padded_columns)
+        last = padded_columns // self.block_columns + len(of_groups)
+        return np.append(of_groups, last)
 
     def quantize(self, weights: NDArray[np.float32]) -> tuple[Codes, Scales]:
         self.check_weights(weights)
@@ -121,7 +122,7 @@ class Nvfp4Format(Lut4Format):
 
     def _check_bytes(self, buffer: NDArray[np.uint8], shape: Shape) -> None:
         super()._check_bytes(buffer, shape)
-        self._check_row_scales(self._get_scales(self._sections(buffer, shape)[1], shape)[:, 0])
+        self._check_row_scales(self._get_scales(self._scale_section(buffer, shape), shape)[:, 0])
 
     def _checked_scales(self, scales: Scales, shape: Shape) -> Scales:
         expected = (shape[0], 1 + self.groups(shape[1]))
@@ -152,7 +153,6 @@ FORMAT = Nvfp4Format(
     column_unit=32,
     source="NVIDIA 2025, Pretraining Large Language Models with NVFP4",
     block_columns=8,
-    scales_first=True,
     table=e2m1.VALUES,
     integers=e2m1.INTEGERS,
     step=e2m1.STEP,

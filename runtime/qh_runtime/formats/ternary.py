@@ -119,5 +119,4 @@ FORMAT = TernaryFormat(
     column_unit=16,
     source="Ma et al. 2024, The Era of 1-bit LLMs",
     block_columns=16,
-    scales_first=False,
 )

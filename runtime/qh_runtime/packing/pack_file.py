@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 # Raised whenever the bytes of any packed format change.
-PACK_VERSION = 1
+PACK_VERSION = 2
 # What a pack was made from; not looked at when it is opened.
 SOURCE_KEY = "qh_source"
 FOLDER_KEY = "qh_folder"

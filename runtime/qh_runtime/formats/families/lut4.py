@@ -1,8 +1,11 @@
 """lut4: 4-bit codes into a table of 16 values, times a group scale: int4, nf4, mxfp4, nvfp4.
 
-Tile: group scales [Kp / G][16], zero-padded at the end to a multiple of 64 bytes; then, where a
-format has row scales, f32 [16]; then blocks of 8 columns, byte 4r + t of block b holding column
-8b + t (low nibble) and 8b + 4 + t (high nibble).
+Tile: spans, one after the other, and at the end, where a format has row scales, f32 [16]. A span is
+64 bytes of scales [64 / (16 * width)][16] of its weight groups, and then their blocks of 8 columns:
+byte 4r + t of block b holds column 8b + t (low nibble) and 8b + 4 + t (high nibble). The last span
+ends with the last group; scales of groups that it has not are zero. So a thread reads one stream:
+with all scales in front of all blocks, a product took 1.1 to 1.4 times as long (Zen 4, November
+2026).
 A further format of this family gives its table, its group size, how it holds scales, its quantizer.
 
 Products with int8 activations work on integers: of each code an int8, and one step, such that
@@ -54,14 +57,13 @@ class Lut4Format(TiledFormat):
         """Group scales per row of a matrix with this many columns (unpadded)."""
         return -(-columns // self.group_size)
 
-    def group_bytes(self, padded_columns: int) -> int:
-        """Bytes of the group scales of a tile, with their padding."""
-        width = np.dtype(self.scale_type).itemsize
-        size = padded_columns // self.group_size * TILE_ROWS * width
-        return -(-size // BLOCK_BYTES) * BLOCK_BYTES
+    def span_columns(self) -> int:
+        """Columns whose group scales share a 64-byte line."""
+        return BLOCK_BYTES // (TILE_ROWS * np.dtype(self.scale_type).itemsize) * self.group_size
 
-    def scale_bytes(self, padded_columns: int) -> int:
-        return self.group_bytes(padded_columns)
+    def scale_lines(self, padded_columns: int) -> NDArray[np.intp]:
+        spans = -(-padded_columns // self.span_columns())
+        return np.arange(spans) * (1 + self.span_columns() // self.block_columns)
 
     def dequantize(self, codes: Codes, scales: Scales) -> F32:
         values = np.asarray(self.table, np.float32)[codes]
@@ -106,7 +108,7 @@ class Lut4Format(TiledFormat):
         return out.reshape(len(words), -1).view(np.uint8)
 
     def _put_groups(self, stored: Scales, section: NDArray[np.uint8], shape: Shape) -> None:
-        """Write stored group scales (N, groups) to the start of the scale bytes of tiles."""
+        """Write stored group scales (N, groups) to the scale bytes of tiles, without row scales."""
         tiles, groups = len(section), stored.shape[1]
         padded_groups = self.padded_shape(shape)[1] // self.group_size
         grid = np.zeros((tiles * TILE_ROWS, padded_groups), np.dtype(self.scale_type))
@@ -217,7 +219,6 @@ def int4(group_size: int) -> Int4Format:
         column_unit=group_size,
         source="Gerganov 2023, ggml Q4_0: the largest magnitude of a group maps to -8",
         block_columns=8,
-        scales_first=True,
         table=tuple(float(q - 8) for q in range(16)),
         integers=tuple(range(-8, 8)),
         step=1.0,

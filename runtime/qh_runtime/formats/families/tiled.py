@@ -32,15 +32,13 @@ class TiledFormat(WeightFormat):
 
     Attributes:
         block_columns: columns of one 64-byte block.
-        scales_first: the scale section leads the tile (lut4) instead of ending it (int8, ternary).
     """
 
     block_columns: int
-    scales_first: bool
 
     @abstractmethod
-    def scale_bytes(self, padded_columns: int) -> int:
-        """Bytes of a tile's scale section, a multiple of 64."""
+    def scale_lines(self, padded_columns: int) -> NDArray[np.intp]:
+        """Which of a tile's 64-byte lines hold scales, in order; the others are its blocks."""
 
     @abstractmethod
     def _words(self, codes: Codes, padded: Shape) -> Words:
@@ -73,7 +71,7 @@ class TiledFormat(WeightFormat):
     def tile_bytes(self, columns: int) -> int:
         """Bytes of one tile of 16 rows of this many columns (unpadded); a multiple of 64."""
         padded = -(-columns // self.column_unit) * self.column_unit
-        return padded // self.block_columns * BLOCK_BYTES + self.scale_bytes(padded)
+        return (padded // self.block_columns + len(self.scale_lines(padded))) * BLOCK_BYTES
 
     def nbytes(self, shape: Shape) -> int:
         rows, _ = self.padded_shape(shape)
@@ -81,16 +79,17 @@ class TiledFormat(WeightFormat):
 
     def _pack(self, codes: Codes, scales: Scales, shape: Shape, out: NDArray[np.uint8]) -> None:
         rows, cols = self.padded_shape(shape)
-        blocks, section = self._sections(out, shape)
+        lines, of_scales, of_blocks = self._lines(out, shape)
         words = self._words(codes, (rows, cols))
         tiled = words.reshape(rows // TILE_ROWS, TILE_ROWS, cols // self.block_columns)
-        blocks[...] = tiled.transpose(0, 2, 1)
-        section[...] = 0
+        lines[:, of_blocks] = tiled.transpose(0, 2, 1)
+        section = np.zeros((len(lines), len(of_scales) * BLOCK_BYTES), np.uint8)
         self._put_scales(scales, section, shape)
+        lines[:, of_scales] = section.view(np.dtype("<u4")).reshape(len(lines), -1, TILE_ROWS)
 
     def _unpack_codes(self, buffer: NDArray[np.uint8], shape: Shape) -> tuple[Codes, Scales]:
         rows, cols = self.padded_shape(shape)
-        blocks, section = self._sections(_aligned(buffer), shape)
+        blocks, section = self._sections(buffer, shape)
         words = np.ascontiguousarray(blocks.transpose(0, 2, 1))
         codes = self._codes(words.reshape(rows, cols // self.block_columns))
         return (
@@ -99,24 +98,36 @@ class TiledFormat(WeightFormat):
         )
 
     def _check_bytes(self, buffer: NDArray[np.uint8], shape: Shape) -> None:
-        blocks, section = self._sections(_aligned(buffer), shape)
+        blocks, section = self._sections(buffer, shape)
         self._check_words(blocks, shape)
         scales = self._get_scales(section, shape)
         if not np.isfinite(scales).all():
             row = int(np.argwhere(~np.isfinite(scales))[0][0])
             raise self._error("scale", "finite", f"not finite in row {row}", row=row)
 
-    def _sections(self, buffer: NDArray[np.uint8], shape: Shape) -> tuple[Words, NDArray[np.uint8]]:
-        """Views: words (tiles, blocks, 16) and scale bytes (tiles, scale_bytes)."""
+    def _lines(
+        self, buffer: NDArray[np.uint8], shape: Shape
+    ) -> tuple[Words, NDArray[np.intp], NDArray[np.intp] | slice]:
+        """A view of words (tiles, lines, 16), and which lines hold scales and blocks."""
         rows, cols = self.padded_shape(shape)
-        tiles = buffer.reshape(rows // TILE_ROWS, -1)
-        n_scale, n_blocks = self.scale_bytes(cols), cols // self.block_columns
-        if self.scales_first:
-            section, body = tiles[:, :n_scale], tiles[:, n_scale:]
-        else:
-            section, body = tiles[:, n_blocks * BLOCK_BYTES :], tiles[:, : n_blocks * BLOCK_BYTES]
-        words = body.view(np.dtype("<u4")).reshape(len(tiles), n_blocks, TILE_ROWS)
-        return words, section
+        of_scales = self.scale_lines(cols)
+        n_blocks = cols // self.block_columns
+        lines = buffer.view(np.dtype("<u4")).reshape(rows // TILE_ROWS, -1, TILE_ROWS)
+        if len(of_scales) == 1 and of_scales[0] == n_blocks:
+            return lines, of_scales, slice(0, n_blocks)
+        of_blocks = np.delete(np.arange(n_blocks + len(of_scales)), of_scales)
+        return lines, of_scales, of_blocks
+
+    def _sections(self, buffer: NDArray[np.uint8], shape: Shape) -> tuple[Words, NDArray[np.uint8]]:
+        """Words (tiles, blocks, 16) and a copy of the scale bytes (tiles, 64 * scale lines)."""
+        lines, _, of_blocks = self._lines(_aligned(buffer), shape)
+        return lines[:, of_blocks], self._scale_section(buffer, shape)
+
+    def _scale_section(self, buffer: NDArray[np.uint8], shape: Shape) -> NDArray[np.uint8]:
+        """A copy of the scale bytes (tiles, 64 * scale lines)."""
+        lines, of_scales, _ = self._lines(_aligned(buffer), shape)
+        section = np.ascontiguousarray(lines[:, of_scales]).view(np.uint8)
+        return section.reshape(len(lines), -1)
 
 
 def _aligned(buffer: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -143,9 +154,12 @@ class RowScales:
         by_row = np.asarray(scales, np.float32).reshape(-1, 1)
         return codes, np.array(np.broadcast_to(by_row, (len(codes), 1)))
 
-    def scale_bytes(self, padded_columns: int) -> int:
-        """16 float32."""
-        return TILE_ROWS * 4
+    # Of TiledFormat, which the class that mixes this in inherits too.
+    block_columns: int
+
+    def scale_lines(self, padded_columns: int) -> NDArray[np.intp]:
+        """The last one: 16 float32."""
+        return np.array([padded_columns // self.block_columns])
 
     def _put_scales(self, scales: Scales, section: NDArray[np.uint8], shape: Shape) -> None:
         rows = np.zeros(len(section) * TILE_ROWS, np.dtype("<f4"))
