@@ -10,6 +10,7 @@ namespace qh {
 // The table of each file in src/isa/; only those compiled into this build are defined.
 const KernelTable& scalar_table() noexcept;
 const KernelTable& avx2_table() noexcept;
+const KernelTable& avxvnni_table() noexcept;
 const KernelTable& avx512vnni_table() noexcept;
 const KernelTable& neon_table() noexcept;
 const KernelTable& neon_dotprod_table() noexcept;

@@ -19,6 +19,7 @@ const KernelTable* kernel_table(Isa isa) noexcept {
     case Isa::neon_dotprod:
       return (capabilities & HWCAP_ASIMDDP) != 0 ? &neon_dotprod_table() : nullptr;
     case Isa::avx2:
+    case Isa::avxvnni:
     case Isa::avx512vnni:
       break;
   }

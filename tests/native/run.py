@@ -2,8 +2,10 @@
 
 Default: an optimised build and a debug build (which adds the symbol check). `--preset NAME` runs a
 sanitizer preset of kernels/CMakePresets.json. `--aarch64` cross-compiles for 64-bit Arm and runs
-under qemu user emulation. `--old-x86` runs the x86-64 tests on emulated processors without AVX-512
-and without AVX. Exit code 77: a tool for it is not on this machine.
+under qemu user emulation. `--twins` builds the extension with instruction sets that few processors
+have by instructions of this one (QH_TEST_TWINS) and runs the kernel tests on it. `--old-x86` runs
+the x86-64 tests on emulated processors without AVX-512 and without AVX. Exit code 77: a tool for it
+is not on this machine.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ CROSS_COMPILER = "aarch64-linux-gnu-g++"
 # (emulated processor, the best instruction set that runs on it, one that must not). An instruction
 # that the processor lacks ends the process, so a table that runs there holds none.
 OLD_X86 = (("max,-avx512f", "avx2", "avx512vnni"), ("qemu64", "scalar", "avx2"))
+# Python tests that run every instruction set of the build.
+TWIN_TESTS = ("tests/unit/kernels", "tests/unit/first_load/test_layer.py")
 # Where Debian's cross compiler keeps the target's libraries.
 TARGET_ROOT = Path("/usr/aarch64-linux-gnu")
 
@@ -117,6 +121,26 @@ def aarch64() -> int:
     )
 
 
+def twins() -> int:
+    """Runs native and Python kernel tests on the twins of instruction sets this machine lacks."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        print("skipped: the twins are instruction sets of x86-64")
+        return SKIPPED
+    settings = {
+        **native("Release"),
+        "QH_MODULE": "ON",
+        "QH_TEST_TWINS": "ON",
+        "Python_EXECUTABLE": sys.executable,
+    }
+    if code := run("twins", settings, environment={}):
+        return code
+    (extension,) = (BUILD / "twins").glob("_native*.so")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+               "-p", "tests.support.other_extension", *TWIN_TESTS]  # fmt: skip
+    environment = {**os.environ, "QH_TEST_EXTENSION": str(extension)}
+    return subprocess.run(command, cwd=REPOSITORY, env=environment).returncode
+
+
 def old_x86() -> int:
     """Runs the optimised native tests on processors that lack instruction sets of this build."""
     qemu = emulator("x86_64")
@@ -142,11 +166,14 @@ def main() -> int:
     parser.add_argument("--preset", choices=["asan-ubsan", "tsan"])
     parser.add_argument("--aarch64", action="store_true")
     parser.add_argument("--old-x86", action="store_true")
+    parser.add_argument("--twins", action="store_true")
     args = parser.parse_args()
     if args.aarch64:
         return aarch64()
     if args.old_x86:
         return old_x86()
+    if args.twins:
+        return twins()
     if args.preset == "asan-ubsan":
         return run(
             "asan-ubsan", native("RelWithDebInfo", "address,undefined"),
