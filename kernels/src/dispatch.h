@@ -14,5 +14,6 @@ const KernelTable& avxvnni_table() noexcept;
 const KernelTable& avx512vnni_table() noexcept;
 const KernelTable& neon_table() noexcept;
 const KernelTable& neon_dotprod_table() noexcept;
+const KernelTable& neon_i8mm_table() noexcept;
 
 }  // namespace qh

@@ -86,6 +86,7 @@ const KernelTable* kernel_table(Isa isa) noexcept {
       return cpu_features().avx512vnni ? &avx512vnni_table() : nullptr;
     case Isa::neon:
     case Isa::neon_dotprod:
+    case Isa::neon_i8mm:
       break;
   }
   return nullptr;
