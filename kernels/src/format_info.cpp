@@ -6,7 +6,7 @@ namespace qh {
 namespace {
 
 constexpr const char* kIsaNames[] = {
-    "scalar", "avx2", "avxvnni", "avx512vnni", "neon", "neon_dotprod", "neon_i8mm",
+    "scalar", "avx2", "avxvnni", "avx512vnni", "amx", "neon", "neon_dotprod", "neon_i8mm",
 };
 
 }  // namespace

@@ -27,8 +27,8 @@ constexpr const char* kCompiler = __VERSION__;
 constexpr const char* kCompiler = "GCC " __VERSION__;
 #endif
 constexpr Isa kAllIsas[] = {
-    Isa::scalar, Isa::avx2,         Isa::avxvnni,   Isa::avx512vnni,
-    Isa::neon,   Isa::neon_dotprod, Isa::neon_i8mm,
+    Isa::scalar, Isa::avx2, Isa::avxvnni,      Isa::avx512vnni,
+    Isa::amx,    Isa::neon, Isa::neon_dotprod, Isa::neon_i8mm,
 };
 
 std::vector<std::string> available_isas() {
