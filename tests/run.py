@@ -43,6 +43,7 @@ def parts(full: bool) -> list[tuple[str, list[str]]]:
         ("mypy", [str(BIN / "mypy")]),
         ("native", [*native]),
         ("native old x86", [*native, "--old-x86"]),
+        ("native twins", [*native, "--twins"]),
         ("native aarch64", [*native, "--aarch64"]),
         ("unit", [*PYTEST, *tier, "tests/unit", "tests/formats"]),
         ("property", [*PYTEST, *tier, "tests/property"]),

@@ -10,8 +10,15 @@ namespace qh {
 // The table of each file in src/isa/; only those compiled into this build are defined.
 const KernelTable& scalar_table() noexcept;
 const KernelTable& avx2_table() noexcept;
+const KernelTable& avxvnni_table() noexcept;
 const KernelTable& avx512vnni_table() noexcept;
+const KernelTable& amx_table() noexcept;
 const KernelTable& neon_table() noexcept;
 const KernelTable& neon_dotprod_table() noexcept;
+const KernelTable& neon_i8mm_table() noexcept;
+
+// x86: whether the OS lets every thread of this process use tile registers from now on. Linux
+// refuses where a thread has a signal stack too small for them.
+bool permit_tiles() noexcept;
 
 }  // namespace qh

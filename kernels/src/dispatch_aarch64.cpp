@@ -1,5 +1,5 @@
-// dispatch_aarch64.cpp: Advanced SIMD is part of AArch64; dot products are asked of the kernel,
-// whose HWCAP bits already combine CPU and OS support.
+// dispatch_aarch64.cpp: Advanced SIMD is part of AArch64; products of bytes are asked of the
+// kernel, whose HWCAP bits already combine CPU and OS support.
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 
@@ -18,15 +18,21 @@ const KernelTable* kernel_table(Isa isa) noexcept {
       return (capabilities & HWCAP_ASIMD) != 0 ? &neon_table() : nullptr;
     case Isa::neon_dotprod:
       return (capabilities & HWCAP_ASIMDDP) != 0 ? &neon_dotprod_table() : nullptr;
+    case Isa::neon_i8mm:
+      return (capabilities & HWCAP_ASIMDDP) != 0 && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0
+                 ? &neon_i8mm_table()
+                 : nullptr;
     case Isa::avx2:
+    case Isa::avxvnni:
     case Isa::avx512vnni:
+    case Isa::amx:
       break;
   }
   return nullptr;
 }
 
 const KernelTable& best_kernel_table() noexcept {
-  for (const Isa isa : {Isa::neon_dotprod, Isa::neon}) {
+  for (const Isa isa : {Isa::neon_i8mm, Isa::neon_dotprod, Isa::neon}) {
     if (const KernelTable* table = kernel_table(isa)) return *table;
   }
   return scalar_table();

@@ -12,7 +12,9 @@ namespace {
 
 struct CpuFeatures {
   bool avx2 = false;        // AVX2, FMA, F16C and OS-saved YMM state
+  bool avxvnni = false;     // AVX2 and AVX-VNNI
   bool avx512vnni = false;  // F, BW, VL, DQ, VNNI and OS-saved ZMM and mask state
+  bool amx = false;         // the same, AMX-TILE, AMX-INT8 and tiles that the OS lets us use
 };
 
 uint64_t read_xcr0() noexcept {
@@ -44,6 +46,7 @@ CpuFeatures detect() noexcept {
   if (!has_bits(xcr0, kSseAndAvxState)) return features;
 
   if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return features;
+  [[maybe_unused]] const uint32_t last_subleaf = eax;
   constexpr uint32_t kAvx2 = 1u << 5;
   features.avx2 = has_bits(ebx, kAvx2);
   constexpr uint32_t kF = 1u << 16;
@@ -53,6 +56,21 @@ CpuFeatures detect() noexcept {
   constexpr uint32_t kVnni = 1u << 11;  // in ECX
   features.avx512vnni = features.avx2 && has_bits(xcr0, kAvx512State) &&
                         has_bits(ebx, kF | kDq | kBw | kVl) && has_bits(ecx, kVnni);
+#ifdef QH_TEST_TWINS
+  // In this build AVX-512 is enough for these: see kernels/README.md.
+  features.avxvnni = features.avx512vnni;
+  features.amx = features.avx512vnni && permit_tiles();
+#else
+  constexpr uint32_t kAmxTile = 1u << 24;  // in EDX
+  constexpr uint32_t kAmxInt8 = 1u << 25;
+  constexpr uint64_t kTileState = 0x60000;
+  features.amx = features.avx512vnni && has_bits(edx, kAmxTile | kAmxInt8) &&
+                 has_bits(xcr0, kTileState) && permit_tiles();
+  if (last_subleaf >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0) {
+    constexpr uint32_t kAvxVnni = 1u << 4;  // in EAX
+    features.avxvnni = features.avx2 && has_bits(eax, kAvxVnni);
+  }
+#endif
   return features;
 }
 
@@ -69,17 +87,22 @@ const KernelTable* kernel_table(Isa isa) noexcept {
       return &scalar_table();
     case Isa::avx2:
       return cpu_features().avx2 ? &avx2_table() : nullptr;
+    case Isa::avxvnni:
+      return cpu_features().avxvnni ? &avxvnni_table() : nullptr;
     case Isa::avx512vnni:
       return cpu_features().avx512vnni ? &avx512vnni_table() : nullptr;
+    case Isa::amx:
+      return cpu_features().amx ? &amx_table() : nullptr;
     case Isa::neon:
     case Isa::neon_dotprod:
+    case Isa::neon_i8mm:
       break;
   }
   return nullptr;
 }
 
 const KernelTable& best_kernel_table() noexcept {
-  for (const Isa isa : {Isa::avx512vnni, Isa::avx2}) {
+  for (const Isa isa : {Isa::amx, Isa::avx512vnni, Isa::avxvnni, Isa::avx2}) {
     if (const KernelTable* table = kernel_table(isa)) return *table;
   }
   return scalar_table();

@@ -5,7 +5,9 @@
 namespace qh {
 namespace {
 
-constexpr const char* kIsaNames[] = {"scalar", "avx2", "avx512vnni", "neon", "neon_dotprod"};
+constexpr const char* kIsaNames[] = {
+    "scalar", "avx2", "avxvnni", "avx512vnni", "amx", "neon", "neon_dotprod", "neon_i8mm",
+};
 
 }  // namespace
 

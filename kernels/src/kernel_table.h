@@ -11,7 +11,7 @@
 
 namespace qh {
 
-enum class Isa : int32_t { scalar, avx2, avx512vnni, neon, neon_dotprod };
+enum class Isa : int32_t { scalar, avx2, avxvnni, avx512vnni, amx, neon, neon_dotprod, neon_i8mm };
 
 // Order is the order of kFormats in formats.h; names there equal the Python format names.
 enum class FormatId : int32_t {

@@ -2,8 +2,10 @@
 
 Default: an optimised build and a debug build (which adds the symbol check). `--preset NAME` runs a
 sanitizer preset of kernels/CMakePresets.json. `--aarch64` cross-compiles for 64-bit Arm and runs
-under qemu user emulation. `--old-x86` runs the x86-64 tests on emulated processors without AVX-512
-and without AVX. Exit code 77: a tool for it is not on this machine.
+under qemu user emulation. `--twins` builds the extension with instruction sets that few processors
+have by instructions of this one (QH_TEST_TWINS) and runs the kernel tests on it. `--old-x86` runs
+the x86-64 tests on emulated processors without AVX-512 and without AVX. Exit code 77: a tool for it
+is not on this machine.
 """
 
 from __future__ import annotations
@@ -23,6 +25,10 @@ CROSS_COMPILER = "aarch64-linux-gnu-g++"
 # (emulated processor, the best instruction set that runs on it, one that must not). An instruction
 # that the processor lacks ends the process, so a table that runs there holds none.
 OLD_X86 = (("max,-avx512f", "avx2", "avx512vnni"), ("qemu64", "scalar", "avx2"))
+# Python tests that run every instruction set of the build.
+TWIN_TESTS = ("tests/unit/kernels", "tests/unit/first_load/test_layer.py")
+# Emulated processors without dot products, and with those but without I8MM.
+OLD_ARM = ("cortex-a53", "neoverse-n1")
 # Where Debian's cross compiler keeps the target's libraries.
 TARGET_ROOT = Path("/usr/aarch64-linux-gnu")
 
@@ -86,7 +92,7 @@ def native(build_type: str, sanitize: str = "") -> dict[str, str]:
 
 
 def aarch64() -> int:
-    """Cross-compiles and runs under emulation, with and without dot products."""
+    """Cross-compiles and runs under emulation, with and without products of bytes."""
     qemu = emulator("aarch64")
     if qemu is None or shutil.which(CROSS_COMPILER) is None:
         missing = CROSS_COMPILER if qemu is not None else "qemu-aarch64"
@@ -104,17 +110,35 @@ def aarch64() -> int:
     }
     environment = {"QEMU_LD_PREFIX": str(TARGET_ROOT)}
     code = run("aarch64", settings, environment={**environment, "QEMU_CPU": "max"})
-    if code == 0:
-        # A CPU without dot products: that instance is reported as skipped, plain NEON still runs.
-        code = run(
-            "aarch64",
-            settings,
-            environment={**environment, "QEMU_CPU": "cortex-a53"},
-            only="isa_neon",
+    # On a CPU that lacks products of bytes those instances are reported as skipped, others run.
+    for processor in OLD_ARM:
+        code = code or run(
+            "aarch64", settings, environment={**environment, "QEMU_CPU": processor}, only="isa_neon"
         )
     return code or run(
         "aarch64-debug", {**settings, "CMAKE_BUILD_TYPE": "Debug"}, environment={}, only="symbols"
     )
+
+
+def twins() -> int:
+    """Runs native and Python kernel tests on the twins of instruction sets this machine lacks."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        print("skipped: the twins are instruction sets of x86-64")
+        return SKIPPED
+    settings = {
+        **native("Release"),
+        "QH_MODULE": "ON",
+        "QH_TEST_TWINS": "ON",
+        "Python_EXECUTABLE": sys.executable,
+    }
+    if code := run("twins", settings, environment={}):
+        return code
+    (extension,) = (BUILD / "twins").glob("_native*.so")
+    # No faulthandler: it would take SIGILL from the handler that does the work of AMX.
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p",
+               "no:faulthandler", "-p", "tests.support.other_extension", *TWIN_TESTS]  # fmt: skip
+    environment = {**os.environ, "QH_TEST_EXTENSION": str(extension)}
+    return subprocess.run(command, cwd=REPOSITORY, env=environment).returncode
 
 
 def old_x86() -> int:
@@ -142,14 +166,18 @@ def main() -> int:
     parser.add_argument("--preset", choices=["asan-ubsan", "tsan"])
     parser.add_argument("--aarch64", action="store_true")
     parser.add_argument("--old-x86", action="store_true")
+    parser.add_argument("--twins", action="store_true")
     args = parser.parse_args()
     if args.aarch64:
         return aarch64()
     if args.old_x86:
         return old_x86()
+    if args.twins:
+        return twins()
     if args.preset == "asan-ubsan":
         return run(
-            "asan-ubsan", native("RelWithDebInfo", "address,undefined"),
+            "asan-ubsan",
+            {**native("RelWithDebInfo", "address,undefined"), "QH_TEST_TWINS": "ON"},
             environment={"ASAN_OPTIONS": "detect_leaks=1", "UBSAN_OPTIONS": "print_stacktrace=1"},
         )  # fmt: skip
     if args.preset == "tsan":

@@ -307,10 +307,29 @@ void test_linears(const KernelTable& plain, const KernelTable& table, Report& re
     // Largest sums that can occur, at a width where an overflow would show.
     if (!packed) continue;
     test_quantized(plain, table, make_case(spec, 16, 65536, 9), ++seed, Kind::extreme, report);
+    test_quantized(plain, table, make_case(spec, 17, 32768, 17), ++seed, Kind::extreme, report);
     for (const int64_t cols : kColCounts) {
       const Case c = make_case(spec, 33, cols, kTokenCounts[++seed % 7]);
       test_quantized(plain, table, c, seed, Kind::hostile, report);
       test_hostile_rows(plain, table, c, seed, report);
+    }
+  }
+}
+
+// Every number of tokens up to 40, and some that no batch of a kernel divides; enough rows and
+// columns for whole and partial tiles.
+void test_batches(const KernelTable& plain, const KernelTable& table, Report& report) {
+  uint32_t seed = 1000;
+  for (const FormatSpec& spec : qh::kFormats) {
+    if (spec.family == qh::Family::dense) continue;
+    for (int64_t tokens = 1; tokens <= 40; ++tokens) {
+      const int64_t rows = kRowCounts[++seed % 6];
+      const int64_t cols = kColCounts[seed % 11 + 1];
+      const Kind kind = seed % 5 == 0 ? Kind::hostile : Kind::usual;
+      test_quantized(plain, table, make_case(spec, rows, cols, tokens), seed, kind, report);
+    }
+    for (const int64_t tokens : {128, 144, 150, 260}) {
+      test_quantized(plain, table, make_case(spec, 33, 1160, tokens), ++seed, Kind::usual, report);
     }
   }
 }
@@ -539,6 +558,7 @@ int main(int argc, char** argv) {
   report.same(0, std::strcmp(table->name, argv[1]), "table name", argv[1], 0);
   const KernelTable& plain = *qh::kernel_table(qh::Isa::scalar);
   test_linears(plain, *table, report);
+  test_batches(plain, *table, report);
   test_quantizers(plain, *table, report);
   test_elementwise(plain, *table, report);
   test_rope(plain, *table, report);

@@ -26,7 +26,10 @@ constexpr const char* kCompiler = __VERSION__;
 #else
 constexpr const char* kCompiler = "GCC " __VERSION__;
 #endif
-constexpr Isa kAllIsas[] = {Isa::scalar, Isa::avx2, Isa::avx512vnni, Isa::neon, Isa::neon_dotprod};
+constexpr Isa kAllIsas[] = {
+    Isa::scalar, Isa::avx2, Isa::avxvnni,      Isa::avx512vnni,
+    Isa::amx,    Isa::neon, Isa::neon_dotprod, Isa::neon_i8mm,
+};
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;

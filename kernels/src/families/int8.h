@@ -15,6 +15,10 @@ struct Int8 {
   static constexpr const FormatSpec& kSpec = spec_of(kFormat);
   static constexpr int kGroupBlocks = static_cast<int>(kActivationGroup) / 4;
 
+  // Whether codes are multiplied as they are, not as unsigned bytes.
+  static constexpr bool kSignedDot = requires(I32 sum, typename V::Block codes,
+                                              typename V::Quad x) { V::dot_signed(sum, codes, x); };
+
   static constexpr float value(uint8_t byte, int) noexcept { return static_cast<int8_t>(byte); }
 
   template <int T>
@@ -63,7 +67,7 @@ struct Int8 {
                                      I32 (&sums)[T]) noexcept {
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
-      if constexpr (V::kUnsignedDot) {
+      if constexpr (!kSignedDot) {
         // code ^ 0x80 is code + 128 as an unsigned byte; start from what that adds too much.
         sums[t] = V::set_i32(-128 * in.sums[t * in.sum_stride + 2 * g]);
       } else {
@@ -75,7 +79,7 @@ struct Int8 {
     for (int b = 0; b < kGroupBlocks; ++b) {
       prefetch<T>(blocks + b * 64);
       const typename V::Block codes = V::load_block(blocks + b * 64);
-      if constexpr (V::kUnsignedDot) {
+      if constexpr (!kSignedDot) {
         const typename V::Block shifted = V::xor_mask(codes, 0x80);
 #pragma GCC unroll 8
         for (int t = 0; t < T; ++t) {

@@ -10,8 +10,12 @@
 namespace qh {
 namespace {
 
+template <typename V, FormatId kFormat, Family kFamily>
+struct GroupScaling;  // src/tiles/
+
 template <typename V, FormatId kFormat>
 struct Lut4 {
+  friend GroupScaling<V, kFormat, Family::lut4>;
   using F32 = typename V::F32;
   using I32 = typename V::I32;
   using Block = typename V::Block;
@@ -63,6 +67,14 @@ struct Lut4 {
     }
     finish<T>(tile_data + row_scales_at(kSpec, padded),
               kIntegersAreExact ? kTable.step : kScaleUnit, results);
+  }
+
+  // The integers of one block as int8, 64 bytes for every 4 columns (src/tiles/).
+  static QH_ALWAYS_INLINE void unpack_block(const uint8_t* block, uint8_t* out) noexcept {
+    const Block packed = V::load_block(block);
+    const Block high = V::and_mask(V::template shift_right<4>(packed), 15);
+    V::store_block(out, V::lookup(V::and_mask(packed, 15), kTable.integers));
+    V::store_block(out + 64, V::lookup(high, kTable.integers));
   }
 
  private:

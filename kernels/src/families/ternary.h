@@ -50,8 +50,6 @@ struct Ternary {
   static QH_ALWAYS_INLINE void exact_tile(const uint8_t* blocks, int64_t padded,
                                           const ExactBlock& in, F32 (&results)[T]) noexcept {
     const int64_t n_blocks = padded / 16;
-    // The field minus one, looked up so that field 3 acts as it does above.
-    alignas(16) static constexpr int8_t kCodes[16] = {-1, 0, 1, 2};
     F32 sums[T][2];
     clear<V, T>(sums);
     for (int64_t b = 0; b < n_blocks; ++b) {
@@ -75,7 +73,21 @@ struct Ternary {
     }
   }
 
+  // The int8 codes of one block, 64 bytes for every 4 columns (src/tiles/).
+  static QH_ALWAYS_INLINE void unpack_block(const uint8_t* block, uint8_t* out) noexcept {
+    const Block packed = V::load_block(block);
+    V::store_block(out, V::lookup(V::and_mask(packed, 3), kCodes));
+    V::store_block(out + 64, V::lookup(V::and_mask(V::template shift_right<2>(packed), 3), kCodes));
+    V::store_block(out + 128,
+                   V::lookup(V::and_mask(V::template shift_right<4>(packed), 3), kCodes));
+    V::store_block(out + 192,
+                   V::lookup(V::and_mask(V::template shift_right<6>(packed), 3), kCodes));
+  }
+
  private:
+  // The field minus one, looked up so that field 3 acts as code 2.
+  alignas(16) static constexpr int8_t kCodes[16] = {-1, 0, 1, 2};
+
   // Fields stay where they are in the byte: the products come out 1, 4, 16 and 64 times too large
   // and are divided once per tile. No overflow: 4 * 192 * 128 per block of 16 columns, and cols is
   // below 2^18 (kMaxCols), so sums stay below 2^31.

@@ -33,6 +33,9 @@ struct Simd {
   static QH_ALWAYS_INLINE Block load_block(const uint8_t* p) noexcept {
     return _mm512_loadu_si512(p);
   }
+  static QH_ALWAYS_INLINE void store_block(uint8_t* p, Block a) noexcept {
+    _mm512_storeu_si512(p, a);
+  }
   static QH_ALWAYS_INLINE Block and_mask(Block a, uint8_t mask) noexcept {
     return _mm512_and_si512(a, _mm512_set1_epi8(static_cast<char>(mask)));
   }
@@ -73,6 +76,7 @@ struct Simd {
     return _mm512_srai_epi32(_mm512_slli_epi32(codes, 24 - 8 * kByte), 24);
   }
 
+  static QH_ALWAYS_INLINE I32 load_i32(const int32_t* p) noexcept { return _mm512_loadu_si512(p); }
   static QH_ALWAYS_INLINE I32 zero_i32() noexcept { return _mm512_setzero_si512(); }
   static QH_ALWAYS_INLINE I32 set_i32(int32_t a) noexcept { return _mm512_set1_epi32(a); }
   static QH_ALWAYS_INLINE I32 add(I32 a, I32 b) noexcept { return _mm512_add_epi32(a, b); }

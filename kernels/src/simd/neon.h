@@ -12,6 +12,7 @@ struct Simd : NeonBase {
   struct Narrow {
     int16x8_t val[8];
   };
+  static constexpr bool kUnsignedDot = false;
   static constexpr int kTokens = 2;
 
   static QH_ALWAYS_INLINE Narrow narrow_zero() noexcept {

@@ -1,4 +1,4 @@
-// neon_base.h: what the two Arm vocabularies share: everything but products of bytes. Each name
+// neon_base.h: what the Arm vocabularies share: everything but products of bytes. Each name
 // means what avx512vnni.h says. A vector of 16 is four registers of four rows.
 #pragma once
 
@@ -18,7 +18,6 @@ struct NeonBase {
   using Block = uint8x16x4_t;
   using Quad = int8x16_t;
 
-  static constexpr bool kUnsignedDot = false;
   static constexpr int kExactTokens = 2;
   static constexpr int kDenseRows = 4;
   static constexpr int kDenseBlock = 2;

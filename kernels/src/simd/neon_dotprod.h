@@ -9,6 +9,7 @@ namespace {
 struct Simd : NeonBase {
   // int32 already; narrow_dot takes codes up to 127, which a signed byte holds.
   using Narrow = I32;
+  static constexpr bool kUnsignedDot = false;
   static constexpr int kTokens = 4;
 
   static QH_ALWAYS_INLINE Narrow narrow_zero() noexcept { return zero_i32(); }

@@ -54,7 +54,7 @@ def test_quantized_product_is_exact(isa: str, name: str, shape: tuple[int, int])
     rows, cols = shape
     matrix, codes, scales = packed(name, rows, cols)
     rng = np.random.default_rng(rows * cols)
-    for n_tokens in (1, 2, 9):
+    for n_tokens in (1, 2, 9, 37):
         x = quantized(name, rng.standard_normal((n_tokens, cols)).astype(np.float32))
         found = cpu.linear_quantized(matrix, x, isa=isa)
         np.testing.assert_array_equal(found, expected_product(name, codes, scales, x))
@@ -75,10 +75,10 @@ def test_largest_sums_do_not_overflow(isa: str, name: str) -> None:
     codes = np.repeat(extremes, cols, axis=1).astype(sample.dtype)
     data = spec.pack_codes(codes, scales, (rows, cols))
     x = quantized(name, np.ones((1, cols), np.float32))
-    sign = np.where(np.arange(9)[:, None] % 2 == 0, 1, -1)
+    sign = np.where(np.arange(17)[:, None] % 2 == 0, 1, -1)
     extreme = QuantizedTokens(
         (x.codes * sign).astype(np.int8),
-        np.repeat(x.scales, 9, axis=0),
+        np.repeat(x.scales, 17, axis=0),
         (x.sums * sign).astype(np.int32),
     )
     found = cpu.linear_quantized(Matrix(name, data, rows, cols), extreme, isa=isa)
@@ -87,7 +87,7 @@ def test_largest_sums_do_not_overflow(isa: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", PACKED)
 def test_batch_and_row_split_do_not_change_a_bit(isa: str, name: str) -> None:
-    rows, cols, n_tokens = 83, 300, 13
+    rows, cols, n_tokens = 83, 300, 45
     matrix, _, _ = packed(name, rows, cols)
     rng = np.random.default_rng(5)
     x = quantized(name, rng.standard_normal((n_tokens, cols)).astype(np.float32))
