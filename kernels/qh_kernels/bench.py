@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from qh_kernels.decoder import MAX_BATCH, Decoder
+from qh_kernels.decoder import Decoder
 from qh_kernels.decoder_model import check_range, mismatch
 
 __all__ = [
@@ -62,14 +62,12 @@ class StackRate:
     """Speed of the linear layers of a decoder, one after the other.
 
     Attributes:
-        elapsed_s: from the common start to the end of the last thread.
-        weight_bytes: packed weights read by all threads together.
-        macs: multiply-adds.
+        layers: decoder layers whose linear layers were multiplied, from the first on.
+        elapsed_s: the time of that.
     """
 
+    layers: int
     elapsed_s: float
-    weight_bytes: int
-    macs: int
 
 
 class ReadBench:
@@ -143,24 +141,24 @@ def measure_mac_peak(name: str, threads: int = 1, seconds: float = 0.2) -> float
 def bench_stack(decoder: Decoder, n_tokens: int = 1, seconds: float = 0.5) -> StackRate:
     """Measure the linear layers of all decoder layers in order, again and again.
 
-    Threads split the rows of every matrix and never wait for each other; what is left out is what a
-    token needs besides: attention, norms, the head and every hand-over. The decoder has no last
+    They run as in a forward pass, hand-overs to the threads included; what is left out is what a
+    token needs besides: attention, norms, quantized inputs and the head. The decoder has no last
     token afterwards, whose logits could be asked for.
 
     Args:
         n_tokens: inputs that are multiplied together, at most the decoder's `batch_tokens`.
+        seconds: at least; it ends with a whole decoder layer.
 
     Raises:
         KernelError: an argument is out of range.
     """
-    check_range("n_tokens", n_tokens, 1, MAX_BATCH)
+    check_range("n_tokens", n_tokens, 1, decoder.batch_tokens)
     _check_seconds(seconds)
     with decoder._use() as native:
-        check_range("n_tokens", n_tokens, 1, decoder.batch_tokens)
         position = native.position
-        weight_bytes, macs, elapsed_s = native.linear_rate(n_tokens, seconds)
+        layers, elapsed_s = native.linear_rate(n_tokens, seconds)
         native.truncate(position)
-    return StackRate(elapsed_s=elapsed_s, weight_bytes=weight_bytes, macs=macs)
+    return StackRate(layers=layers, elapsed_s=elapsed_s)
 
 
 def fill_cache(decoder: Decoder, position: int) -> None:

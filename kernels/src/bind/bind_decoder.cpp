@@ -224,7 +224,7 @@ void bind_decoder(nb::module_& module) {
               const nb::gil_scoped_release release;
               rate = self.decoder().linear_rate(n_tokens, seconds);
             }
-            return nb::make_tuple(rate.bytes, rate.work, rate.seconds);
+            return nb::make_tuple(rate.layers, rate.seconds);
           },
           "n_tokens"_a, "seconds"_a)
       .def(

@@ -435,17 +435,6 @@ void Decoder::prepare_input(Place place, int64_t n_tokens, int64_t cols, unsigne
   }
 }
 
-void Decoder::make_up_input(int64_t n_tokens) {
-  const ModelShape& shape = model_.shape;
-  const int64_t widest = std::max({shape.hidden_size, shape.q_size(), shape.intermediate_size});
-  prepare_input({0, "q"}, n_tokens, widest, kF32 | kTokenCodes | kGroupCodes,
-                [&](int64_t t, float* input) {
-                  for (int64_t i = 0; i < widest; ++i) {
-                    input[i] = static_cast<float>((i + t) % 17) - 8.0f;
-                  }
-                });
-}
-
 // All rows of all jobs in one hand-over; the jobs share the prepared input.
 template <int N>
 void Decoder::multiply(const LinearJob (&jobs)[N], int64_t n_tokens) noexcept {
@@ -511,6 +500,33 @@ void Decoder::multiply_rows(const Linear& linear, float* y, int64_t y_stride, in
       table_.add(y + t * y_stride + row_begin, linear.bias + row_begin, row_end - row_begin);
     }
   }
+}
+
+void Decoder::make_up_input(int64_t n_tokens) {
+  const ModelShape& shape = model_.shape;
+  const int64_t widest = std::max({shape.hidden_size, shape.q_size(), shape.intermediate_size});
+  prepare_input({0, "q"}, n_tokens, widest, kF32 | kTokenCodes | kGroupCodes,
+                [&](int64_t t, float* input) {
+                  for (int64_t i = 0; i < widest; ++i) {
+                    input[i] = static_cast<float>((i + t) % 17) - 8.0f;
+                  }
+                });
+}
+
+// The products of run_layer, in its order.
+void Decoder::multiply_layer(const LayerView& weights, int64_t n_tokens) noexcept {
+  const Scratch& s = scratch_;
+  const LinearJob qkv[] = {{&weights.q, s.q, s.q_stride},
+                           {&weights.k, s.k, s.kv_stride},
+                           {&weights.v, s.v, s.kv_stride}};
+  const LinearJob o[] = {{&weights.o, s.branch, s.hidden_stride}};
+  const LinearJob gate_up[] = {{&weights.gate, s.gate, s.intermediate_stride},
+                               {&weights.up, s.up, s.intermediate_stride}};
+  const LinearJob down[] = {{&weights.down, s.branch, s.hidden_stride}};
+  multiply(qkv, n_tokens);
+  multiply(o, n_tokens);
+  multiply(gate_up, n_tokens);
+  multiply(down, n_tokens);
 }
 
 // The angle is a float32 product, as in the implementations that models were made with; its cosine

@@ -94,11 +94,10 @@ class Decoder {
   Isa isa() const noexcept { return table_.isa; }
 
   // For measurements (measuring.cpp).
-  // The linear layers of all decoder layers, in order and again and again for about `seconds`, on
-  // made-up inputs. Every thread does its rows of every matrix and never waits for the others.
+  // The linear layers, decoder layer by decoder layer and again from the first, for about `seconds`
+  // on made-up inputs, with the hand-overs of a forward pass and nothing else of it.
   struct LinearRate {
-    int64_t bytes;  // packed weights that were read, by all threads together
-    int64_t work;   // multiply-adds
+    int64_t layers;  // decoder layers that were multiplied
     double seconds;
   };
   // n_tokens: at most batch_tokens. Overwrites the last token: truncate or prefill afterwards.
@@ -143,6 +142,7 @@ class Decoder {
 
   // For measurements: values in every form and as wide as the widest layer reads.
   void make_up_input(int64_t n_tokens);
+  void multiply_layer(const LayerView& weights, int64_t n_tokens) noexcept;
 
   Status run(const int32_t* tokens, int64_t n_tokens, float* all_logits);
   Status run_batch(const int32_t* tokens, int64_t n_tokens, float* all_logits);

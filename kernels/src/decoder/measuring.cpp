@@ -1,54 +1,23 @@
 // measuring.cpp: what benchmarks ask of a decoder; no answer of a model runs through here.
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 
-#include "bench/bench_threads.h"
 #include "decoder/decoder.h"
-#include "format_info.h"
-#include "formats.h"
 
 namespace qh {
 
 Decoder::LinearRate Decoder::linear_rate(int64_t n_tokens, double seconds) {
-  Scratch& s = scratch_;
+  using Clock = std::chrono::steady_clock;
   make_up_input(n_tokens);
-  const int threads = pool_.threads();
-  std::atomic<int64_t> bytes = 0;
-  std::atomic<int64_t> work = 0;
-  const double elapsed = run_together(threads, seconds, [&](int thread, auto deadline) {
-    int64_t bytes_done = 0;
-    int64_t work_done = 0;
-    // Rows [begin, end) of every matrix are this thread's; false once the time is over.
-    const auto multiply_part = [&](const Linear& linear, float* y, int64_t y_stride) {
-      const MatrixView& w = linear.w;
-      const int64_t tiles = (w.rows + kTileRows - 1) / kTileRows;
-      const int64_t first = tiles * thread / threads;
-      const int64_t last = tiles * (thread + 1) / threads;
-      const int64_t end = std::min(last * kTileRows, w.rows);
-      if (first < last) {
-        multiply_rows(linear, y, y_stride, 0, n_tokens, first * kTileRows, end);
-        bytes_done += format_nbytes(w.format, w.rows, w.cols).value_or(0) / tiles * (last - first);
-        work_done += (end - first * kTileRows) * w.cols * n_tokens;
-      }
-      return std::chrono::steady_clock::now() < deadline;
-    };
-    for (bool more = true; more;) {
-      for (const LayerView& layer : model_.layers) {
-        more = multiply_part(layer.q, s.q, s.q_stride) &&
-               multiply_part(layer.k, s.k, s.kv_stride) &&
-               multiply_part(layer.v, s.v, s.kv_stride) &&
-               multiply_part(layer.o, s.branch, s.hidden_stride) &&
-               multiply_part(layer.gate, s.gate, s.intermediate_stride) &&
-               multiply_part(layer.up, s.up, s.intermediate_stride) &&
-               multiply_part(layer.down, s.branch, s.hidden_stride);
-        if (!more) break;
-      }
-    }
-    bytes += bytes_done;
-    work += work_done;
-  });
-  return {bytes.load(), work.load(), elapsed};
+  LinearRate rate{0, 0};
+  const Clock::time_point begin = Clock::now();
+  do {
+    const size_t n_layers = model_.layers.size();
+    multiply_layer(model_.layers[static_cast<size_t>(rate.layers) % n_layers], n_tokens);
+    ++rate.layers;
+    rate.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  } while (rate.seconds < seconds);
+  return rate;
 }
 
 void Decoder::fill_cache(int64_t end) noexcept {
