@@ -1,13 +1,14 @@
 """The roofline as a picture: what limits this machine, and where every row is below it.
 
 Both axes are logarithmic: multiply-adds per byte of weights and cache to the right, multiply-adds
-per second upwards. A sloped line is the read bandwidth, a level one the peak of an instruction.
+per second upwards. A sloped line is the read bandwidth, in the band of its spread over the run; a
+level one is the peak of an instruction sequence.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
@@ -24,6 +25,8 @@ _COLOURS = (
     *("#7a5195", "#4d4d4d", "#8c6d31"),
 )
 _KINDS = ("kernels", "decode", "prefill")
+# Peaks that differ by less share a label.
+_SAME = 1.05
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,10 @@ def roofline_svg(rows: Sequence[Row], roofline: Mapping[str, Any], title: str) -
     points = [(row, found) for row in rows if (found := _point(row)) is not None]
     peers = [(row, found) for row in rows if (found := _peer_point(row)) is not None]
     bandwidth = _largest_memory(roofline["read_bandwidth"])
-    peaks = {
-        (str(x["name"]), int(x["threads"])): float(x["gmacs_per_s"]) * 1e9
-        for x in roofline["mac_peaks"]
-    }
-    threads = sorted(bandwidth)[-1:] + sorted({row.threads for row, _ in points})
-    shown = {
-        key: rate for key, rate in peaks.items() if key[1] == threads[0] or key[1] in threads[1:]
-    }
-    axes = _axes([x for _, x in points + peers], bandwidth.values(), shown.values())
+    threads = {row.threads for row, _ in points} or set(bandwidth)
+    peaks = _levels(x for x in roofline["mac_peaks"] if x["threads"] in threads)
+    rates = [x for found in bandwidth.values() for x in found]
+    axes = _axes([x for _, x in points + peers], rates, peaks)
     colours = {
         name: _COLOURS[i % len(_COLOURS)]
         for i, name in enumerate(dict.fromkeys(row.format for row, _ in points))
@@ -82,7 +80,7 @@ def roofline_svg(rows: Sequence[Row], roofline: Mapping[str, Any], title: str) -
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#ffffff"/>',
         _text(_LEFT, 24, title, size=15),
         *_grid(axes),
-        *_roofs(axes, bandwidth, shown),
+        *_roofs(axes, bandwidth, peaks),
         *(_cross(axes, point, colours[row.format]) for row, point in peers),
         *(_dot(axes, row, point, colours[row.format]) for row, point in points),
         *_legend(colours, bool(peers)),
@@ -110,69 +108,106 @@ def _peer_point(row: Row) -> _Point | None:
     return _Point(macs / row.peer_bytes_per_token, macs * row.peer_tokens_per_s, title)
 
 
-def _largest_memory(read: Sequence[Mapping[str, Any]]) -> dict[int, float]:
-    """Threads to bytes per second, of the largest memory that was read."""
+def _largest_memory(read: Sequence[Mapping[str, Any]]) -> dict[int, tuple[float, float, float]]:
+    """Threads to (low, median, high) bytes per second, of the largest memory that was read."""
     most = max((x["bytes"] for x in read), default=0)
-    return {int(x["threads"]): float(x["gb_per_s"]) * 1e9 for x in read if x["bytes"] == most}
+    return {
+        int(x["threads"]): (
+            float(x["spread"][0]) * 1e9,
+            float(x["gb_per_s"]) * 1e9,
+            float(x["spread"][1]) * 1e9,
+        )
+        for x in read
+        if x["bytes"] == most
+    }
 
 
-def _axes(points: Sequence[_Point], bandwidth: Any, peaks: Any) -> _Axes:
-    """Whole powers of ten around everything."""
+def _levels(peaks: Iterable[Mapping[str, Any]]) -> dict[float, str]:
+    """Multiply-adds per second to a label; sequences that are as fast as each other share one."""
+    found: dict[float, str] = {}
+    for x in sorted(peaks, key=lambda x: float(x["gmacs_per_s"])):
+        rate = float(x["gmacs_per_s"]) * 1e9
+        label = f"{x['name']}, {x['threads']} thr"
+        same = next((old for old in found if rate < _SAME * old), None)
+        if same is None:
+            found[rate] = label
+        else:
+            found[same] += f"; {label}"
+    return found
+
+
+def _axes(points: Sequence[_Point], bandwidth: Sequence[float], peaks: Iterable[float]) -> _Axes:
+    """Steps of 1, 2 and 5 around everything, with some room."""
     xs = [1.0, 100.0, *(x.x for x in points)]
-    ys = [1e9, *(x.y for x in points), *peaks, *bandwidth]
+    ys = [30e9, 300e9, *(x.y for x in points), *peaks, *bandwidth]
+    x, y = _steps(min(xs) / 1.1, max(xs) * 1.1), _steps(min(ys) / 1.2, max(ys) * 1.2)
+    return _Axes(x[0], x[-1], y[0], y[-1])
 
-    def floor(value: float) -> float:
-        return float(10.0 ** math.floor(math.log10(value)))
 
-    return _Axes(floor(min(xs)), floor(max(xs)) * 10, floor(min(ys)), floor(max(ys)) * 10)
+def _steps(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten: from the last up to low to the first from high on."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    steps = [m * 10.0**i for i in range(first, last + 1) for m in (1, 2, 5)]
+    begin = max(i for i, step in enumerate(steps) if step <= low * 1.0001)
+    end = min(i for i, step in enumerate(steps) if step >= high * 0.9999)
+    return steps[begin : end + 1]
 
 
 def _grid(axes: _Axes) -> list[str]:
     parts = []
     bottom = axes.y(axes.y_low)
-    for x in _powers(axes.x_low, axes.x_high):
+    for x in _steps(axes.x_low, axes.x_high):
         at = axes.x(x)
         parts.append(_line(at, axes.y(axes.y_low), at, axes.y(axes.y_high), "#dddddd"))
         parts.append(_text(at, bottom + 18, f"{x:g}", anchor="middle"))
-    for y in _powers(axes.y_low, axes.y_high):
+    for y in _steps(axes.y_low, axes.y_high):
         at = axes.y(y)
         parts.append(_line(axes.x(axes.x_low), at, axes.x(axes.x_high), at, "#dddddd"))
         parts.append(_text(_LEFT - 8, at + 4, f"{y / 1e9:g}", anchor="end"))
     middle = (axes.x(axes.x_low) + axes.x(axes.x_high)) / 2
     parts.append(_text(middle, bottom + 40, "multiply-adds per byte read", anchor="middle"))
-    parts.append(_text(8, _TOP - 2, "10⁹ multiply-adds per second"))
+    height = (axes.y(axes.y_low) + axes.y(axes.y_high)) / 2
+    parts.append(
+        f'<g transform="translate(24 {height:.1f}) rotate(-90)">'
+        + _text(0, 0, "10⁹ multiply-adds per second", anchor="middle")
+        + "</g>"
+    )
     return parts
 
 
-def _powers(low: float, high: float) -> list[float]:
-    first, last = round(math.log10(low)), round(math.log10(high))
-    return [10.0**i for i in range(first, last + 1)]
-
-
 def _roofs(
-    axes: _Axes, bandwidth: Mapping[int, float], peaks: Mapping[tuple[str, int], float]
+    axes: _Axes,
+    bandwidth: Mapping[int, tuple[float, float, float]],
+    peaks: Mapping[float, str],
 ) -> list[str]:
     parts = []
-    top = max(peaks.values(), default=axes.y_high)
-    for threads, rate in sorted(bandwidth.items()):
-        # From where the line enters the picture to the highest peak.
+    top = max(peaks, default=axes.y_high)
+
+    def slope(rate: float) -> tuple[float, float, float, float] | None:
+        """From where the line enters the picture to the highest peak."""
         left = max(axes.x_low, axes.y_low / rate)
         right = min(axes.x_high, top / rate)
-        if right > left:
-            label = f"{rate / 1e9:.1f} GB/s, {threads} thr"
-            parts.append(
-                _line(axes.x(left), axes.y(left * rate), axes.x(right), axes.y(right * rate))
-            )
-            parts.append(_text(axes.x(left) + 6, axes.y(left * rate) - 8, label, colour="#555555"))
-    least = max(bandwidth.values(), default=1.0)
-    for (name, threads), rate in sorted(peaks.items(), key=lambda x: x[1]):
-        left = max(axes.x_low, rate / least)
+        if right <= left:
+            return None
+        return axes.x(left), axes.y(left * rate), axes.x(right), axes.y(right * rate)
+
+    for threads, (low, middle, high) in sorted(bandwidth.items()):
+        least, ends, most = slope(low), slope(middle), slope(high)
+        if least is None or ends is None or most is None:
+            continue
+        corners = [least[:2], least[2:], most[2:], most[:2]]
+        band = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
+        parts.append(f'<polygon points="{band}" fill="#777777" fill-opacity="0.15"/>')
+        parts.append(_line(*ends))
+        label = f"{middle / 1e9:.1f} GB/s, {threads} thr"
+        parts.append(_text(ends[2] - 8, ends[3] + 4 + 14 * (len(parts) // 3), label, "end"))
+    least_rate = max((x[1] for x in bandwidth.values()), default=1.0)
+    for rate, label in peaks.items():
+        left = axes.x(max(axes.x_low, rate / least_rate))
         right = axes.x(axes.x_high)
-        if axes.x(left) < right:
-            parts.append(_line(axes.x(left), axes.y(rate), right, axes.y(rate), dash="4 3"))
-            parts.append(
-                _text(right - 4, axes.y(rate) - 4, f"{name}, {threads} thr", "end", 10, "#555555")
-            )
+        if left < right:
+            parts.append(_line(left, axes.y(rate), right, axes.y(rate), dash="4 3"))
+            parts.append(_text(right - 4, axes.y(rate) - 4, label, "end", 10, "#555555"))
     return parts
 
 
@@ -218,7 +253,7 @@ def _legend(colours: Mapping[str, str], has_peers: bool) -> list[str]:
         parts.append(
             f'<path d="M{left + 1} {at - 8}l8 8m0 -8l-8 8" stroke="{grey}" stroke-width="2"/>'
         )
-        parts.append(_text(left + 18, at, "peer, beside what has its colour"))
+        parts.append(_text(left + 18, at, "peer of that format"))
     return parts
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import xml.etree.ElementTree as ET
+
+import pytest
 
 from qh_chat.benchmark.plot import roofline_svg
 from qh_chat.benchmark.rows import Row
@@ -38,17 +41,20 @@ def test_points_are_where_their_values_are() -> None:
     points = [
         (float(x.get("cx", "")), float(x.get("cy", ""))) for x in of_class(tree, "circle", "row")
     ]
-    marks = [
-        float(x.get("x", ""))
+    marks = {
+        x.text: float(x.get("x", ""))
         for x in tree.iter(SVG + "text")
-        if x.get("text-anchor") == "middle" and (x.text or "").isdecimal()
-    ]
-    decade = sorted(marks)[1] - sorted(marks)[0]
+        if x.get("text-anchor") == "middle"
+    }
+    decade = marks["10"] - marks["1"]
     (x0, y0), (x1, y1), (x2, y2) = points
     assert x0 == x1
     assert y1 < y0
     assert abs((x2 - x0) - decade) < 0.5
     assert y2 == y0
+    assert [x0, x2] == pytest.approx(
+        [marks["1"] + decade * math.log10(x) for x in (1.75, 17.5)], abs=0.2
+    )
     for x, y in points:
         assert 0 < x < 960
         assert 0 < y < 620
