@@ -36,12 +36,12 @@ _EXIT_WAIT_S = 10.0
 
 
 def peer_version(python: str) -> str:
-    """Return the version of llama-cpp-python that a Python has.
+    """Return the version of llama-cpp-python that a Python has, and what it is compiled for.
 
     Raises:
         SessionError: it has none, or does not run.
     """
-    code = "import llama_cpp; print(llama_cpp.__version__)"
+    code = "import llama_cpp as x; print(x.__version__, x.llama_print_system_info().decode())"
     try:
         done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=120)
         said = done.stderr.strip().rpartition("\n")[2]
