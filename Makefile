@@ -2,7 +2,7 @@
 # make test       set up .venv-dev and run every check of the default tier
 # make test-full  the same plus sanitizers and the long tiers
 # make reliability  every attack on files, downloads and the store, as a table
-# make bench      speed of the built-in model and of two well-known shapes on this machine
+# make bench      speed of the built-in model and of three well-known shapes on this machine
 PYTHON ?= python3
 VENV := .venv
 DEV := .venv-dev

@@ -1,18 +1,32 @@
-"""Measurements of this machine: read bandwidth, and the rate of one matrix product.
+"""Measurements of this machine: read bandwidth, multiply-adds per second, and how near to them
+single matrix products and the linear layers of a whole decoder come.
 
-Both run their own threads with the GIL released, on memory larger than any cache.
+All run their own threads with the GIL released.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+from qh_kernels.decoder import Decoder
+from qh_kernels.decoder_model import check_range, mismatch
 
 __all__ = [
     "LinearRate",
+    "LinearTimer",
+    "ReadBench",
+    "StackRate",
     "bench_linear",
+    "bench_stack",
+    "fill_cache",
+    "mac_peak_names",
+    "measure_mac_peak",
     "measure_read_bandwidth",
     "prefetch_distance",
     "set_prefetch_distance",
+    "timed_linears",
 ]
 
 _DEFAULT_WORKING_SET_BYTES = 512 << 20
@@ -45,6 +59,50 @@ class LinearRate:
         return self.calls * self.macs / self.elapsed_s
 
 
+@dataclass(frozen=True)
+class StackRate:
+    """Speed of the linear layers of a decoder, one after the other.
+
+    Attributes:
+        layers: decoder layers whose linear layers were multiplied, from the first on.
+        elapsed_s: the time of that.
+    """
+
+    layers: int
+    elapsed_s: float
+
+
+class ReadBench:
+    """Memory to read, kept between measurements.
+
+    Args:
+        n_bytes: of memory, in large pages where the system has them.
+
+    Raises:
+        KernelError: not a positive number, or there is not enough memory.
+    """
+
+    def __init__(self, n_bytes: int = _DEFAULT_WORKING_SET_BYTES) -> None:
+        from qh_kernels import _native
+
+        self.n_bytes = n_bytes
+        self._native = _native.ReadBench(n_bytes)
+
+    def measure(self, threads: int, seconds: float, n_bytes: int | None = None) -> float:
+        """Return bytes per second read by all threads together, front to back.
+
+        Args:
+            threads: each reads a part of its own.
+            seconds: duration of the measurement.
+            n_bytes: how much of the memory is read again and again; None is all of it.
+
+        Raises:
+            KernelError: an argument is out of range.
+        """
+        size = self.n_bytes if n_bytes is None else n_bytes
+        return self._native.measure(size, threads, seconds)
+
+
 def measure_read_bandwidth(
     n_bytes: int = _DEFAULT_WORKING_SET_BYTES, threads: int = 1, seconds: float = 0.5
 ) -> float:
@@ -59,9 +117,90 @@ def measure_read_bandwidth(
     Raises:
         KernelError: an argument is out of range, or there is not enough memory.
     """
+    return ReadBench(n_bytes).measure(threads, seconds)
+
+
+def mac_peak_names() -> tuple[str, ...]:
+    """Return the instruction sequences of multiply-adds that run here: "vpdpbusd_zmm"."""
     from qh_kernels import _native
 
-    return _native.measure_read_bandwidth(n_bytes, threads, seconds)
+    return tuple(_native.mac_peak_names())
+
+
+def measure_mac_peak(name: str, threads: int = 1, seconds: float = 0.2) -> float:
+    """Return multiply-adds per second of one instruction sequence, all threads together.
+
+    The operands are registers: no program is faster with these instructions.
+
+    Raises:
+        KernelError: not one of `mac_peak_names`, or an argument is out of range.
+    """
+    from qh_kernels import _native
+
+    return _native.measure_mac_peak(name, threads, seconds)
+
+
+def bench_stack(decoder: Decoder, n_tokens: int = 1, seconds: float = 0.5) -> StackRate:
+    """Measure the linear layers of all decoder layers in order, again and again.
+
+    They run as in a forward pass, hand-overs to the threads included; what is left out is what a
+    token needs besides: attention, norms, quantized inputs and the head. The decoder has no last
+    token afterwards, whose logits could be asked for.
+
+    Args:
+        n_tokens: inputs that are multiplied together, at most the decoder's `batch_tokens`.
+        seconds: at least; it ends with a whole decoder layer.
+
+    Raises:
+        KernelError: an argument is out of range.
+    """
+    check_range("n_tokens", n_tokens, 1, decoder.batch_tokens)
+    _check_seconds(seconds)
+    with decoder._use() as native:
+        position = native.position
+        layers, elapsed_s = native.linear_rate(n_tokens, seconds)
+        native.truncate(position)
+    return StackRate(layers=layers, elapsed_s=elapsed_s)
+
+
+def fill_cache(decoder: Decoder, position: int) -> None:
+    """Puts made-up keys and values before this position, as if so many tokens had been computed.
+
+    Raises:
+        KernelError: position is not in 0..context_length.
+    """
+    check_range("position", position, 0, decoder.context_length)
+    with decoder._use() as native:
+        native.fill_cache(position)
+
+
+class LinearTimer:
+    """Seconds inside the products of linear layers since it was made; mean over the threads."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+
+    def seconds(self) -> float:
+        """Time so far; waiting for work or for another thread does not count."""
+        with self._decoder._use() as native:
+            return native.linear_seconds()
+
+
+@contextmanager
+def timed_linears(decoder: Decoder) -> Iterator[LinearTimer]:
+    """While it is open, the decoder adds up the time of its linear layers, the head among them."""
+    with decoder._use() as native:
+        native.time_linears(True)
+    try:
+        yield LinearTimer(decoder)
+    finally:
+        with decoder._use() as native:
+            native.time_linears(False)
+
+
+def _check_seconds(seconds: float) -> None:
+    if not 0 < seconds <= 600:
+        raise mismatch("seconds", "a positive number up to 600", seconds)
 
 
 def bench_linear(

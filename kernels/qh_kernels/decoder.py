@@ -156,6 +156,7 @@ class Decoder:
         self._formats = _formats(weights)
         self._weights_bytes = weights_bytes(weights)
         self._context_length = context_length
+        self._batch_tokens = min(batch_tokens, context_length)
         self._trace = trace
         self._busy = threading.Lock()
         name = instruction_sets.best() if isa is None else instruction_sets.require(isa)
@@ -171,7 +172,7 @@ class Decoder:
                 threads=threads,
                 kv_type="f32" if exact else kv_type,
                 exact=exact,
-                batch_tokens=min(batch_tokens, context_length),
+                batch_tokens=self._batch_tokens,
                 trace=trace,
             )
         except (MemoryError, RuntimeError) as error:
@@ -215,6 +216,11 @@ class Decoder:
     def context_length(self) -> int:
         """Positions of the KV cache."""
         return self._context_length
+
+    @property
+    def batch_tokens(self) -> int:
+        """Most tokens of a prefill that are computed together."""
+        return self._batch_tokens
 
     @property
     def vocab_size(self) -> int:

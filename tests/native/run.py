@@ -149,6 +149,10 @@ def old_x86() -> int:
         return SKIPPED
     if code := run("native", native("Release"), environment={}, only="format_info"):
         return code
+    for processor, _, _ in OLD_X86:
+        command = [qemu, "-cpu", processor, str(BUILD / "native/native_tests/test_mac_peak")]
+        if code := subprocess.run(command).returncode:
+            return code
     for processor, best, missing in OLD_X86:
         for isa, expected in ((best, 0), (missing, SKIPPED)):
             for test in ("test_isa", "test_decoder"):

@@ -1,4 +1,4 @@
-"""What `qh-chat bench` measures: models with random weights, their speed, and how fast they start.
+"""What `qh-chat bench` measures: limits of this machine, and how near to them models come.
 
 Called by `qh_chat.commands.bench` alone; imports no Textual.
 """

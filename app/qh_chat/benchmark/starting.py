@@ -8,41 +8,16 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qh_chat.benchmark.rows import Row
 from qh_runtime.errors import SessionError
 
-__all__ = ["StartRow", "measure_start"]
+__all__ = ["measure_start"]
 
 # A first sentence: some twenty tokens of a tokenizer as `write_bitnet_folder` makes it.
 _PROMPT = "abcd abcd abcd abcd"
-
-
-@dataclass(frozen=True)
-class StartRow:
-    """One start of `qh-chat run`.
-
-    Attributes:
-        state: "cold" makes the packed weights, "warm" maps those of a start before. Files may be in
-            the system's cache either way, as they were just written.
-        start_to_first_token_s: from the creation of the process to its first token line.
-        rss_bytes: largest resident set of the process up to its last token.
-        planned_bytes: total of its plan.
-        rss_over_plan: their quotient; below 1 where planned memory was never touched.
-    """
-
-    kind: str
-    shape: str
-    format: str
-    isa: str
-    threads: int
-    state: str
-    start_to_first_token_s: float
-    rss_bytes: int
-    planned_bytes: int
-    rss_over_plan: float
 
 
 def _high_water_bytes(pid: int) -> int:
@@ -62,10 +37,16 @@ def _high_water_bytes(pid: int) -> int:
 
 def measure_start(
     shape: str, folder: Path, home: Path, state: str, threads: int, context_length: int
-) -> StartRow:
-    """Run one prompt in a process of its own.
+) -> Row:
+    """Run one prompt in a process of its own and return a row of kind "load".
+
+    start_to_first_token_s is from the creation of the process to its first token line, rss_bytes
+    the largest resident set up to its last token, planned_bytes the total of its plan, and
+    rss_over_plan their quotient: below 1 where planned memory was never touched.
 
     Args:
+        state: as shown: "cold" makes the packed weights, "warm" maps those of a start before. Files
+            may be in the system's cache either way, as they were just written.
         home: QH_HOME of that process; packed weights are kept below it.
         context_length: small, so that what is planned is also touched.
 
@@ -110,8 +91,8 @@ def measure_start(
         )
     # Where there is no /proc; ru_maxrss is in bytes on macOS.
     rss = high_bytes or usage.ru_maxrss
-    return StartRow(
-        kind="start",
+    return Row(
+        kind="load",
         shape=shape,
         format=str(model["format"]),
         isa=str(model["isa"]),

@@ -121,8 +121,8 @@ COMMANDS: Mapping[str, Command] = {
     "bench": Command(
         "bench",
         "measure this machine's speed",
-        "Measures read bandwidth, then tokens per second of the built-in model and of random "
-        "weights in the shapes of larger models.",
+        "Measures read bandwidth and multiply-adds per second, then how near to them the built-in "
+        "model and random weights in the shapes of larger models come, and a peer if you wish.",
         arguments.add_bench,
     ),
 }

@@ -79,13 +79,53 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
-    """Options of `bench`."""
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--quick", action="store_true", help="shorter runs; ends within 50 s")
+    """Options of `bench`. Names are checked by the command, which knows them."""
     parser.add_argument(
-        "--shape", metavar="NAME", help="only this one: builtin, bitnet-2b-4t or llama-3.2-1b"
+        "kinds",
+        nargs="*",
+        metavar="KIND",
+        type=_some_text,
+        help="kernels, decode, prefill or load; none is all of them",
     )
-    _add_settings(parser, "threads")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--markdown", action="store_true", help="print tables in Markdown")
+    parser.add_argument("--plot", metavar="FILE", type=_some_text, help="write an SVG picture too")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="parts of large shapes, fewer formats and rounds; ends within 50 s",
+    )
+    names = {
+        "shapes": "builtin, bitnet-2b-4t, llama-3.2-1b, llama-3-8b; default all",
+        "formats": "of the linear layers; default all packed formats of a shape's kind",
+        "isa": "instruction sets, or all; default the one that is used",
+    }
+    for option, prose in names.items():
+        alias = ["--shape"] if option == "shapes" else []
+        parser.add_argument(
+            f"--{option}", *alias, metavar="NAME,...", type=_names, default=None, help=prose
+        )
+    numbers = {
+        "threads": ("threads", 1024, "default one and as many as the settings say"),
+        "context": ("contexts", 1 << 20, "tokens in the cache at which to decode; default 256"),
+        "batch": ("kernel_tokens", 4096, "tokens that kernels multiply at once; default 1"),
+    }
+    for option, (dest, most, prose) in numbers.items():
+        parser.add_argument(
+            f"--{option}", dest=dest, metavar="N,...", type=_numbers(most), default=None, help=prose
+        )
+    parser.add_argument(
+        "--rounds", metavar="N", type=_numbers(1000, single=True), default=None, help="of each row"
+    )
+    parser.add_argument(
+        "--vs", metavar="PEER", choices=("llama.cpp",), help="take turns with it: llama.cpp"
+    )
+    parser.add_argument(
+        "--peer-python",
+        metavar="PATH",
+        type=_some_text,
+        help="a Python that has llama-cpp-python; default this one",
+    )
 
 
 def add_pull(parser: argparse.ArgumentParser) -> None:
@@ -236,6 +276,26 @@ def _some_text(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("expected a text, found an empty one")
     return text
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Names with commas between them, each once."""
+    return tuple(dict.fromkeys(x.strip() for x in _some_text(text).split(",") if x.strip()))
+
+
+def _numbers(most: int, single: bool = False) -> Callable[[str], tuple[int, ...]]:
+    """A type for argparse: whole numbers from 1 up to a most, with commas between them."""
+
+    def read(text: str) -> tuple[int, ...]:
+        words = _names(text)
+        if not words or (single and len(words) > 1):
+            raise argparse.ArgumentTypeError(f"expected a whole number, found {text!r}")
+        for word in words:
+            if not (word.isascii() and word.isdecimal() and 1 <= int(word[:8]) <= most):
+                raise argparse.ArgumentTypeError(f"expected 1 to {most}, found {word}")
+        return tuple(int(word) for word in words)
+
+    return read
 
 
 def _prompt_text(text: str) -> str:

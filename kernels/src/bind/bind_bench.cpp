@@ -2,10 +2,16 @@
 
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
+#include <memory>
 #include <new>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "bench/linear_bench.h"
+#include "bench/mac_peak.h"
 #include "bench/read_bandwidth.h"
 #include "bind/bind_kernels.h"
 #include "bind/kernel_error.h"
@@ -45,11 +51,44 @@ auto measured(int64_t bytes, Function function) {
 }  // namespace
 
 void bind_bench(nb::module_& m) {
-  m.def("measure_read_bandwidth", [](int64_t bytes, int threads, double seconds) {
-    require_positive("bytes", static_cast<double>(bytes), 0x1p40);
+  // The memory is made in Python's sight: what does not fit is an error with its size.
+  nb::class_<ReadBench>(m, "ReadBench")
+      .def("__init__",
+           [](ReadBench* self, int64_t bytes) {
+             require_positive("bytes", static_cast<double>(bytes), 0x1p40);
+             measured(bytes, [=] {
+               new (self) ReadBench(bytes);
+               return true;
+             });
+           })
+      .def("measure", [](const ReadBench& self, int64_t bytes, int threads, double seconds) {
+        require_positive("threads", threads, 1024);
+        require_positive("bytes", static_cast<double>(bytes), static_cast<double>(self.bytes()));
+        require_positive("bytes for a thread", static_cast<double>(bytes / threads / 64), 0x1p40);
+        require_positive("seconds", seconds, 600);
+        const nb::gil_scoped_release unlocked;
+        return self.measure(bytes, threads, seconds);
+      });
+  m.def("mac_peak_names", [] {
+    std::vector<std::string> names;
+    for (const MacPeak& peak : mac_peaks()) {
+      if (peak.runs_here()) names.emplace_back(peak.name);
+    }
+    return names;
+  });
+  m.def("measure_mac_peak", [](const std::string& name, int threads, double seconds) {
     require_positive("threads", threads, 1024);
     require_positive("seconds", seconds, 600);
-    return measured(bytes, [=] { return measure_read_bandwidth(bytes, threads, seconds); });
+    std::string known;
+    for (const MacPeak& peak : mac_peaks()) {
+      if (!peak.runs_here()) continue;
+      if (name == peak.name) {
+        const nb::gil_scoped_release unlocked;
+        return measure_mac_peak(peak, threads, seconds);
+      }
+      known += (known.empty() ? "" : ", ") + std::string(peak.name);
+    }
+    raise_mismatch("instruction sequence", "one of " + known, name, "choose one of these");
   });
   m.def("prefetch_distance", [] { return static_cast<int64_t>(prefetch_distance); });
   m.def("set_prefetch_distance", [](int64_t bytes) {

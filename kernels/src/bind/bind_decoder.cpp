@@ -216,6 +216,28 @@ void bind_decoder(nb::module_& module) {
           "truncate",
           [](NativeDecoder& self, int64_t position) { self.decoder().truncate(position); },
           "position"_a)
+      .def(
+          "linear_rate",
+          [](NativeDecoder& self, int64_t n_tokens, double seconds) {
+            Decoder::LinearRate rate{};
+            {
+              const nb::gil_scoped_release release;
+              rate = self.decoder().linear_rate(n_tokens, seconds);
+            }
+            return nb::make_tuple(rate.layers, rate.seconds);
+          },
+          "n_tokens"_a, "seconds"_a)
+      .def(
+          "fill_cache",
+          [](NativeDecoder& self, int64_t end) {
+            const nb::gil_scoped_release release;
+            self.decoder().fill_cache(end);
+          },
+          "end"_a)
+      .def(
+          "time_linears", [](NativeDecoder& self, bool on) { self.decoder().time_linears(on); },
+          "on"_a)
+      .def("linear_seconds", [](NativeDecoder& self) { return self.decoder().linear_seconds(); })
       .def("cancel", [](NativeDecoder& self) { self.decoder().cancel(); })
       .def("clear_cancel", [](NativeDecoder& self) { self.decoder().clear_cancel(); })
       .def("bytes",

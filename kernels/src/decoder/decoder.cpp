@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -52,6 +53,26 @@ int64_t tiles_of(const MatrixView& w) noexcept { return (w.rows + kTileRows - 1)
 int64_t bytes_of(const MatrixView& w) noexcept {
   return format_nbytes(w.format, w.rows, w.cols).value_or(0);
 }
+
+// Adds the nanoseconds of its life to a sum, or does nothing without one.
+class ElapsedAdder {
+ public:
+  explicit ElapsedAdder(std::atomic<int64_t>* sum) noexcept : sum_(sum) {
+    if (sum_ != nullptr) begin_ = Clock::now();
+  }
+  ~ElapsedAdder() {
+    if (sum_ == nullptr) return;
+    const auto life = std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - begin_);
+    sum_->fetch_add(life.count(), std::memory_order_relaxed);
+  }
+  ElapsedAdder(const ElapsedAdder&) = delete;
+  ElapsedAdder& operator=(const ElapsedAdder&) = delete;
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  std::atomic<int64_t>* sum_;
+  Clock::time_point begin_{};
+};
 
 }  // namespace
 
@@ -430,6 +451,7 @@ void Decoder::multiply(const LinearJob (&jobs)[N], int64_t n_tokens) noexcept {
       std::max({threads * kMinChunksPerThread, bytes / kChunkBytes, work / kChunkWork});
   const int64_t n_chunks = threads == 1 || work < kHandOverWork ? 1 : std::min(tiles, wanted);
   pool_.run(n_chunks, [&](int64_t chunk, int) {
+    const ElapsedAdder timer(times_linears_ ? &linear_ns_ : nullptr);
     int64_t begin = tiles * chunk / n_chunks;
     int64_t end = tiles * (chunk + 1) / n_chunks;
     for (const LinearJob& job : jobs) {
@@ -478,6 +500,33 @@ void Decoder::multiply_rows(const Linear& linear, float* y, int64_t y_stride, in
       table_.add(y + t * y_stride + row_begin, linear.bias + row_begin, row_end - row_begin);
     }
   }
+}
+
+void Decoder::make_up_input(int64_t n_tokens) {
+  const ModelShape& shape = model_.shape;
+  const int64_t widest = std::max({shape.hidden_size, shape.q_size(), shape.intermediate_size});
+  prepare_input({0, "q"}, n_tokens, widest, kF32 | kTokenCodes | kGroupCodes,
+                [&](int64_t t, float* input) {
+                  for (int64_t i = 0; i < widest; ++i) {
+                    input[i] = static_cast<float>((i + t) % 17) - 8.0f;
+                  }
+                });
+}
+
+// The products of run_layer, in its order.
+void Decoder::multiply_layer(const LayerView& weights, int64_t n_tokens) noexcept {
+  const Scratch& s = scratch_;
+  const LinearJob qkv[] = {{&weights.q, s.q, s.q_stride},
+                           {&weights.k, s.k, s.kv_stride},
+                           {&weights.v, s.v, s.kv_stride}};
+  const LinearJob o[] = {{&weights.o, s.branch, s.hidden_stride}};
+  const LinearJob gate_up[] = {{&weights.gate, s.gate, s.intermediate_stride},
+                               {&weights.up, s.up, s.intermediate_stride}};
+  const LinearJob down[] = {{&weights.down, s.branch, s.hidden_stride}};
+  multiply(qkv, n_tokens);
+  multiply(o, n_tokens);
+  multiply(gate_up, n_tokens);
+  multiply(down, n_tokens);
 }
 
 // The angle is a float32 product, as in the implementations that models were made with; its cosine

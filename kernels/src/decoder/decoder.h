@@ -93,6 +93,28 @@ class Decoder {
   int threads() const noexcept { return pool_.threads(); }
   Isa isa() const noexcept { return table_.isa; }
 
+  // For measurements (measuring.cpp).
+  // The linear layers, decoder layer by decoder layer and again from the first, for about `seconds`
+  // on made-up inputs, with the hand-overs of a forward pass and nothing else of it.
+  struct LinearRate {
+    int64_t layers;  // decoder layers that were multiplied
+    double seconds;
+  };
+  // n_tokens: at most batch_tokens. Overwrites the last token: truncate or prefill afterwards.
+  LinearRate linear_rate(int64_t n_tokens, double seconds);
+  // Puts made-up keys and values at positions 0..end, as if so many tokens had been computed.
+  void fill_cache(int64_t end) noexcept;
+  // From now on, adds up the time that threads spend inside the products of linear layers.
+  void time_linears(bool on) noexcept {
+    times_linears_ = on;
+    linear_ns_.store(0, std::memory_order_relaxed);
+  }
+  // Mean over the threads, in seconds: waiting for each other and for work is not in it.
+  double linear_seconds() const noexcept {
+    return static_cast<double>(linear_ns_.load(std::memory_order_relaxed)) * 1e-9 /
+           static_cast<double>(pool_.threads());
+  }
+
  private:
   // Which forms of an input its linear layers read.
   enum InputForm : unsigned { kF32 = 1, kTokenCodes = 2, kGroupCodes = 4 };
@@ -117,6 +139,10 @@ class Decoder {
                      int64_t n_tokens, int64_t row_begin, int64_t row_end) noexcept;
   template <class Body>
   void for_each_token(int64_t n_tokens, Body body) noexcept;
+
+  // For measurements: values in every form and as wide as the widest layer reads.
+  void make_up_input(int64_t n_tokens);
+  void multiply_layer(const LayerView& weights, int64_t n_tokens) noexcept;
 
   Status run(const int32_t* tokens, int64_t n_tokens, float* all_logits);
   Status run_batch(const int32_t* tokens, int64_t n_tokens, float* all_logits);
@@ -143,6 +169,8 @@ class Decoder {
   std::atomic<int64_t> position_{0};
   std::atomic<int64_t> bad_position_{kAllFinite};
   std::atomic<bool> cancelled_{false};
+  std::atomic<int64_t> linear_ns_{0};
+  bool times_linears_ = false;
   int32_t pending_ = -1;
   int64_t last_row_ = 0;     // row of scratch_.hidden that belongs to the last token
   bool has_last_ = false;    // that row, or has_logits_
