@@ -11,6 +11,7 @@ namespace qh {
 const KernelTable& scalar_table() noexcept;
 const KernelTable& avx2_table() noexcept;
 const KernelTable& avx512vnni_table() noexcept;
+const KernelTable& avx512vbmi_table() noexcept;
 const KernelTable& neon_table() noexcept;
 const KernelTable& neon_dotprod_table() noexcept;
 

@@ -20,6 +20,7 @@ const KernelTable* kernel_table(Isa isa) noexcept {
       return (capabilities & HWCAP_ASIMDDP) != 0 ? &neon_dotprod_table() : nullptr;
     case Isa::avx2:
     case Isa::avx512vnni:
+    case Isa::avx512vbmi:
       break;
   }
   return nullptr;

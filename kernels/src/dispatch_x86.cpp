@@ -13,6 +13,7 @@ namespace {
 struct CpuFeatures {
   bool avx2 = false;        // AVX2, FMA, F16C and OS-saved YMM state
   bool avx512vnni = false;  // F, BW, VL, DQ, VNNI and OS-saved ZMM and mask state
+  bool avx512vbmi = false;  // the same and VBMI
 };
 
 uint64_t read_xcr0() noexcept {
@@ -53,6 +54,8 @@ CpuFeatures detect() noexcept {
   constexpr uint32_t kVnni = 1u << 11;  // in ECX
   features.avx512vnni = features.avx2 && has_bits(xcr0, kAvx512State) &&
                         has_bits(ebx, kF | kDq | kBw | kVl) && has_bits(ecx, kVnni);
+  constexpr uint32_t kVbmi = 1u << 1;  // in ECX
+  features.avx512vbmi = features.avx512vnni && has_bits(ecx, kVbmi);
   return features;
 }
 
@@ -71,6 +74,8 @@ const KernelTable* kernel_table(Isa isa) noexcept {
       return cpu_features().avx2 ? &avx2_table() : nullptr;
     case Isa::avx512vnni:
       return cpu_features().avx512vnni ? &avx512vnni_table() : nullptr;
+    case Isa::avx512vbmi:
+      return cpu_features().avx512vbmi ? &avx512vbmi_table() : nullptr;
     case Isa::neon:
     case Isa::neon_dotprod:
       break;
@@ -79,7 +84,7 @@ const KernelTable* kernel_table(Isa isa) noexcept {
 }
 
 const KernelTable& best_kernel_table() noexcept {
-  for (const Isa isa : {Isa::avx512vnni, Isa::avx2}) {
+  for (const Isa isa : {Isa::avx512vbmi, Isa::avx512vnni, Isa::avx2}) {
     if (const KernelTable* table = kernel_table(isa)) return *table;
   }
   return scalar_table();

@@ -26,7 +26,8 @@ constexpr const char* kCompiler = __VERSION__;
 #else
 constexpr const char* kCompiler = "GCC " __VERSION__;
 #endif
-constexpr Isa kAllIsas[] = {Isa::scalar, Isa::avx2, Isa::avx512vnni, Isa::neon, Isa::neon_dotprod};
+constexpr Isa kAllIsas[] = {Isa::scalar,     Isa::avx2, Isa::avx512vnni,
+                            Isa::avx512vbmi, Isa::neon, Isa::neon_dotprod};
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
