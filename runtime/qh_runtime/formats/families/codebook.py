@@ -44,7 +44,7 @@ from numpy.typing import NDArray
 from qh_runtime.formats.base import Codes, Scales, Shape, WeightFormat
 from qh_runtime.formats.families.kmeans import residual_codebooks
 
-__all__ = ["BLOCK_TOKENS", "CodebookFormat", "aqlm"]
+__all__ = ["BLOCK_TOKENS", "CodebookFormat", "TableRounding", "aqlm"]
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -62,6 +62,44 @@ _HEADER_BYTES = 64
 _PLACES = np.arange(64).reshape(4, 4, 4).transpose(1, 0, 2).reshape(-1)
 # Rows below this become zeros: their factors would not be normal float32.
 _SMALLEST = np.float32(1e-30)
+
+
+@dataclass(frozen=True)
+class TableRounding:
+    """Bounds of the error that products with int8 activations add to exact ones.
+
+    Attributes:
+        factors: of rows, (N,).
+        lookups, shift, n_codebooks: of the format.
+        largest: largest weight or entry, as an integer.
+    """
+
+    factors: F32
+    lookups: int
+    shift: int
+    n_codebooks: int
+    largest: int
+
+    def bound(self, codes: NDArray[np.int8], x_scales: NDArray[np.floating]) -> NDArray[np.float64]:
+        """(tokens, N) for activations: codes (tokens, K), scales (tokens, at least K / 32)."""
+        spans = -(-codes.shape[1] // SPAN)
+        scales = np.abs(x_scales[:, :spans]).astype(np.float64)
+        if len(codes) >= BLOCK_TOKENS:
+            # Every entry is off by half a step, and sums are cut off by as much.
+            step = 32768 / max(127 * 32768 // max(self.largest, 127), 1)
+            padded = np.zeros((len(codes), spans * SPAN))
+            padded[:, : codes.shape[1]] = np.abs(codes.astype(np.int16))
+            sums = padded.reshape(len(codes), spans, SPAN).sum(axis=2)
+            by_token = (sums * scales).sum(axis=1) * self.n_codebooks * step
+        else:
+            # Half a unit per lookup; half a unit of the span's weight, times at most 32767.
+            chunks = -(-spans // CHUNK_SPANS)
+            padded = np.zeros((len(codes), chunks * CHUNK_SPANS))
+            padded[:, :spans] = scales
+            largest = padded.reshape(len(codes), chunks, CHUNK_SPANS).max(axis=2)
+            weights = 32767 / SPAN_WEIGHT / 2 * CHUNK_SPANS * largest.sum(axis=1)
+            by_token = (scales.sum(axis=1) * self.lookups / 2 + weights) * (1 << self.shift)
+        return np.asarray(by_token[:, None] * np.abs(self.factors.astype(np.float64)))
 
 
 @dataclass(frozen=True)
@@ -202,6 +240,15 @@ class CodebookFormat(WeightFormat):
         """The integers before any rounding of products, and the factors (N, 1)."""
         return self.integers(codes, scales), self.split(scales, len(codes))[0][:, None]
 
+    def rounding(self, codes: Codes, scales: Scales) -> TableRounding | None:
+        """What products with int8 activations round, None where they are exact."""
+        if not self.has_tables:
+            return None
+        factors, entries = self.split(scales, len(codes))
+        return TableRounding(
+            factors, self.lookups, self.shift, self.n_codebooks, self._largest(codes, entries)
+        )
+
     # Quantizer.
 
     def quantize(self, weights: F32) -> tuple[Codes, Scales]:
@@ -252,7 +299,7 @@ class CodebookFormat(WeightFormat):
             body[...] = np.ascontiguousarray(tiles, np.dtype("<u2")).reshape(-1).view(np.uint8)
             return
         out[:_HEADER_BYTES] = 0
-        largest = max(int(np.abs(self._sum(codes, entries)).max()), self._largest_used(codes, entries))
+        largest = self._largest(codes, entries)
         out[:4] = np.array([largest], np.dtype("<i4")).view(np.uint8)
         m, c, g = self.book_shape
         pairs = entries.reshape(m, c, g // 2, 2).transpose(0, 2, 1, 3)
@@ -263,6 +310,10 @@ class CodebookFormat(WeightFormat):
             # (64-row blocks, place, span, lookup) -> (span, lookup, block, place)
             ordered = blocks[:, _PLACES].transpose(2, 3, 0, 1)
             by_span[:, begin * self.lookups : end * self.lookups] = ordered.reshape(spans, -1)
+
+    def _largest(self, codes: Codes, entries: I32) -> int:
+        sums = int(np.abs(self._sum(codes, entries)).max())
+        return max(sums, self._largest_used(codes, entries))
 
     def _largest_used(self, codes: Codes, entries: I32) -> int:
         used = (np.abs(entries[m][np.unique(codes[:, :, m])]) for m in range(self.n_codebooks))

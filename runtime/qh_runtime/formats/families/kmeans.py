@@ -14,7 +14,7 @@ __all__ = ["residual_codebooks"]
 F32 = NDArray[np.float32]
 
 _SEED = 20261124
-_ROUNDS = 6
+_ROUNDS = 3
 # Vectors that centres are fitted to, per centre.
 _SAMPLES = 64
 # Elements of a distance matrix at a time: 64 MiB.
@@ -33,9 +33,13 @@ def residual_codebooks(
     codes = np.zeros((len(vectors), n_codebooks), np.uint16)
     books = np.zeros((n_codebooks, size, vectors.shape[1]))
     for m in range(n_codebooks):
-        centres = _centres(left, size - 1)
-        books[m, 1 : 1 + len(centres)] = centres
-        codes[:, m] = nearest(left, books[m, : 1 + len(centres)])
+        unique, place = np.unique(left, axis=0, return_inverse=True)
+        if len(unique) < size:
+            books[m, 1 : 1 + len(unique)] = unique
+            codes[:, m] = 1 + place.reshape(-1)
+            break
+        books[m, 1:] = _centres(unique, size - 1)
+        codes[:, m] = nearest(left, books[m])
         left = left - books[m][codes[:, m]]
     return codes, books
 
@@ -43,20 +47,18 @@ def residual_codebooks(
 def nearest(vectors: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.intp]:
     """The index of the nearest centre (C, G) of each vector (V, G)."""
     found = np.empty(len(vectors), np.intp)
-    half_norms = (centres**2).sum(axis=1) / 2
+    half_norms = ((centres**2).sum(axis=1) / 2).astype(np.float32)
+    single = vectors.astype(np.float32)
     step = max(1, _BLOCK // len(centres))
     for begin in range(0, len(vectors), step):
-        scores = vectors[begin : begin + step] @ centres.T - half_norms
+        scores = single[begin : begin + step] @ centres.T.astype(np.float32) - half_norms
         found[begin : begin + step] = scores.argmax(axis=1)
     # What rounding of the distances decided must not be worse than zero, which is centre 0.
     distance = ((vectors - centres[found]) ** 2).sum(axis=1)
     return np.where(distance <= (vectors**2).sum(axis=1), found, 0)
 
 
-def _centres(vectors: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    unique = np.unique(vectors, axis=0)
-    if len(unique) <= count:
-        return unique
+def _centres(unique: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     rng = np.random.default_rng(_SEED)
     sample = unique
     if len(unique) > _SAMPLES * count:
