@@ -66,7 +66,7 @@ void test_dispatch(Report& report) {
   const qh::KernelTable& best = qh::best_kernel_table();
   report.same(1, qh::kernel_table(best.isa) == &best, "dispatch", "best", 0);
   report.same(1, qh::kernel_table(qh::Isa::scalar) != nullptr, "dispatch", "scalar", 0);
-  for (const char* name : {"scalar", "avx2", "avx512vnni", "neon", "neon_dotprod"}) {
+  for (const char* name : {"scalar", "avx2", "avx512vnni", "avx512vbmi", "neon", "neon_dotprod"}) {
     const auto isa = qh::isa_from_name(name);
     report.same(1, isa.has_value(), "isa", name, 0);
     if (isa) report.same(0, std::strcmp(qh::isa_name(*isa), name), "isa", name, 1);
