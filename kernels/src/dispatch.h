@@ -12,6 +12,7 @@ const KernelTable& scalar_table() noexcept;
 const KernelTable& avx2_table() noexcept;
 const KernelTable& avxvnni_table() noexcept;
 const KernelTable& avx512vnni_table() noexcept;
+const KernelTable& avx512vbmi_table() noexcept;
 const KernelTable& amx_table() noexcept;
 const KernelTable& neon_table() noexcept;
 const KernelTable& neon_dotprod_table() noexcept;

@@ -25,6 +25,7 @@ const KernelTable* kernel_table(Isa isa) noexcept {
     case Isa::avx2:
     case Isa::avxvnni:
     case Isa::avx512vnni:
+    case Isa::avx512vbmi:
     case Isa::amx:
       break;
   }

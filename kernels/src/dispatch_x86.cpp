@@ -14,7 +14,8 @@ struct CpuFeatures {
   bool avx2 = false;        // AVX2, FMA, F16C and OS-saved YMM state
   bool avxvnni = false;     // AVX2 and AVX-VNNI
   bool avx512vnni = false;  // F, BW, VL, DQ, VNNI and OS-saved ZMM and mask state
-  bool amx = false;         // the same, AMX-TILE, AMX-INT8 and tiles that the OS lets us use
+  bool avx512vbmi = false;  // the same and VBMI
+  bool amx = false;         // all that, AMX-TILE, AMX-INT8 and tiles that the OS lets us use
 };
 
 uint64_t read_xcr0() noexcept {
@@ -56,15 +57,17 @@ CpuFeatures detect() noexcept {
   constexpr uint32_t kVnni = 1u << 11;  // in ECX
   features.avx512vnni = features.avx2 && has_bits(xcr0, kAvx512State) &&
                         has_bits(ebx, kF | kDq | kBw | kVl) && has_bits(ecx, kVnni);
+  constexpr uint32_t kVbmi = 1u << 1;  // in ECX
+  features.avx512vbmi = features.avx512vnni && has_bits(ecx, kVbmi);
 #ifdef QH_TEST_TWINS
   // In this build AVX-512 is enough for these: see kernels/README.md.
   features.avxvnni = features.avx512vnni;
-  features.amx = features.avx512vnni && permit_tiles();
+  features.amx = features.avx512vbmi && permit_tiles();
 #else
   constexpr uint32_t kAmxTile = 1u << 24;  // in EDX
   constexpr uint32_t kAmxInt8 = 1u << 25;
   constexpr uint64_t kTileState = 0x60000;
-  features.amx = features.avx512vnni && has_bits(edx, kAmxTile | kAmxInt8) &&
+  features.amx = features.avx512vbmi && has_bits(edx, kAmxTile | kAmxInt8) &&
                  has_bits(xcr0, kTileState) && permit_tiles();
   if (last_subleaf >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0) {
     constexpr uint32_t kAvxVnni = 1u << 4;  // in EAX
@@ -91,6 +94,8 @@ const KernelTable* kernel_table(Isa isa) noexcept {
       return cpu_features().avxvnni ? &avxvnni_table() : nullptr;
     case Isa::avx512vnni:
       return cpu_features().avx512vnni ? &avx512vnni_table() : nullptr;
+    case Isa::avx512vbmi:
+      return cpu_features().avx512vbmi ? &avx512vbmi_table() : nullptr;
     case Isa::amx:
       return cpu_features().amx ? &amx_table() : nullptr;
     case Isa::neon:
@@ -102,7 +107,7 @@ const KernelTable* kernel_table(Isa isa) noexcept {
 }
 
 const KernelTable& best_kernel_table() noexcept {
-  for (const Isa isa : {Isa::amx, Isa::avx512vnni, Isa::avxvnni, Isa::avx2}) {
+  for (const Isa isa : {Isa::amx, Isa::avx512vbmi, Isa::avx512vnni, Isa::avxvnni, Isa::avx2}) {
     if (const KernelTable* table = kernel_table(isa)) return *table;
   }
   return scalar_table();

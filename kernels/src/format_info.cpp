@@ -1,12 +1,14 @@
 #include "format_info.h"
 
+#include "codebook_layout.h"
 #include "formats.h"
 
 namespace qh {
 namespace {
 
 constexpr const char* kIsaNames[] = {
-    "scalar", "avx2", "avxvnni", "avx512vnni", "amx", "neon", "neon_dotprod", "neon_i8mm",
+    "scalar", "avx2", "avxvnni",      "avx512vnni", "avx512vbmi",
+    "amx",    "neon", "neon_dotprod", "neon_i8mm",
 };
 
 }  // namespace
@@ -25,6 +27,7 @@ std::optional<int64_t> format_nbytes(FormatId format, int64_t rows, int64_t cols
   // With both bounds the product stays below 2^31 * 2^18 * 4 = 2^51: no overflow.
   const FormatSpec& spec = spec_of(format);
   if (spec.family == Family::dense) return rows * cols * spec.element_bytes;
+  if (spec.family == Family::codebook) return codebook_nbytes(spec, rows, cols);
   return round_up(rows, kTileRows) / kTileRows * tile_bytes(spec, cols);
 }
 
@@ -36,6 +39,7 @@ int64_t format_activation_group(FormatId format) noexcept {
       return -1;
     case Family::int8:
     case Family::lut4:
+    case Family::codebook:
       break;
   }
   return kActivationGroup;

@@ -10,7 +10,8 @@ namespace qh {
 
 // dense: row-major elements, float32 activations only.
 // int8, ternary, lut4: 16-row tiles, see runtime/qh_runtime/formats/base.py.
-enum class Family : int32_t { dense, int8, ternary, lut4 };
+// codebook: sums of vectors from codebooks, see runtime/qh_runtime/formats/families/codebook.py.
+enum class Family : int32_t { dense, int8, ternary, lut4, codebook };
 
 // What a lut4 group's scale is held in. e8m0: the exponent byte of a power of two. e4m3: an 8-bit
 // float without sign; moved into a float16 it is 2^-8 of its value, which the step makes up for.
@@ -61,9 +62,13 @@ struct FormatSpec {
   int32_t column_unit;    // packed: columns are padded to a multiple of this
   int32_t block_columns;  // packed: columns in one 64-byte block of 16 rows
   bool row_scales;        // packed: a tile has 16 float32 scales of its rows
-  int32_t group;          // lut4: columns that share one scale, 16 or a multiple of 32
+  int32_t group;          // lut4: columns that share one scale, 16 or a multiple of 32;
+                          // codebook: columns of one code, 8, 16 or 32
   ScaleType scale;        // lut4: how that scale is held
   const Lut4Table* table;
+  int32_t codebooks = 0;    // codebook: vectors that are added up
+  int32_t code_bits = 0;    // codebook: 8, or 9..16; the latter are held in 16
+  int32_t table_shift = 0;  // codebook of 8 bits: what a dot product is shifted by in a table
 };
 
 inline constexpr FormatSpec kFormats[kFormatCount] = {
@@ -77,6 +82,18 @@ inline constexpr FormatSpec kFormats[kFormatCount] = {
     {FormatId::nf4, "nf4", Family::lut4, 0, 64, 8, false, 64, ScaleType::f16, &kNf4},
     {FormatId::mxfp4, "mxfp4", Family::lut4, 0, 32, 8, false, 32, ScaleType::e8m0, &kE2m1},
     {FormatId::nvfp4, "nvfp4", Family::lut4, 0, 32, 8, true, 16, ScaleType::e4m3, &kE2m1OfE4m3},
+    {FormatId::aqlm_2x8_g8, "aqlm_2x8_g8", Family::codebook, 0, 32, 0, true, 8, ScaleType::none,
+     nullptr, 2, 8, 11},
+    {FormatId::aqlm_1x16_g8, "aqlm_1x16_g8", Family::codebook, 0, 32, 0, true, 8, ScaleType::none,
+     nullptr, 1, 16},
+    {FormatId::aqlm_1x8_g8, "aqlm_1x8_g8", Family::codebook, 0, 32, 0, true, 8, ScaleType::none,
+     nullptr, 1, 8, 10},
+    {FormatId::aqlm_1x16_g16, "aqlm_1x16_g16", Family::codebook, 0, 32, 0, true, 16,
+     ScaleType::none, nullptr, 1, 16},
+    {FormatId::aqlm_8x8_g32, "aqlm_8x8_g32", Family::codebook, 0, 32, 0, true, 32, ScaleType::none,
+     nullptr, 8, 8, 13},
+    {FormatId::aqlm_2x16_g8, "aqlm_2x16_g8", Family::codebook, 0, 32, 0, true, 8, ScaleType::none,
+     nullptr, 2, 16},
 };
 
 // In an anonymous namespace: files with instruction-set flags include this header.
@@ -88,6 +105,16 @@ constexpr const FormatSpec& spec_of(FormatId format) noexcept {
 
 constexpr int64_t round_up(int64_t value, int64_t unit) noexcept {
   return (value + unit - 1) / unit * unit;
+}
+
+// Codebooks of 256 vectors are multiplied by tables of their products with the inputs.
+constexpr bool has_tables(const FormatSpec& spec) noexcept {
+  return spec.family == Family::codebook && spec.code_bits == 8;
+}
+
+// Ranges of rows begin at multiples of this.
+constexpr int64_t row_unit(const FormatSpec& spec) noexcept {
+  return spec.family == Family::dense ? 1 : has_tables(spec) ? 256 : kTileRows;
 }
 
 // Bytes of one group scale of a lut4 format.

@@ -11,7 +11,17 @@
 
 namespace qh {
 
-enum class Isa : int32_t { scalar, avx2, avxvnni, avx512vnni, amx, neon, neon_dotprod, neon_i8mm };
+enum class Isa : int32_t {
+  scalar,
+  avx2,
+  avxvnni,
+  avx512vnni,
+  avx512vbmi,
+  amx,
+  neon,
+  neon_dotprod,
+  neon_i8mm
+};
 
 // Order is the order of kFormats in formats.h; names there equal the Python format names.
 enum class FormatId : int32_t {
@@ -25,13 +35,20 @@ enum class FormatId : int32_t {
   nf4,
   mxfp4,
   nvfp4,
+  aqlm_2x8_g8,
+  aqlm_1x16_g8,
+  aqlm_1x8_g8,
+  aqlm_1x16_g16,
+  aqlm_8x8_g32,
+  aqlm_2x16_g8,
 };
-inline constexpr int kFormatCount = 10;
+inline constexpr int kFormatCount = 16;
 
 enum class Activation : int32_t { silu, relu2 };
 enum class KvType : int32_t { f16, f32 };
 
-// Rows per tile of every packed format: one 512-bit register of int32 accumulators.
+// Rows per tile of every packed format but codebooks with tables (row_unit in formats.h): one
+// 512-bit register of int32 accumulators.
 inline constexpr int64_t kTileRows = 16;
 // Inputs that share one int8 activation scale (all packed families except ternary).
 inline constexpr int64_t kActivationGroup = 32;
@@ -60,8 +77,11 @@ struct QuantizedActivations {
 };
 
 // y[t * y_stride + r] = sum_k W[r, k] * x[t, k] for rows [row_begin, row_end).
-// row_begin is a multiple of kTileRows; row_end is one too, or equals rows. Dense formats take any.
-// The result for a token does not depend on n_tokens: prefill equals decode bit for bit.
+// row_begin is a multiple of row_unit (formats.h); row_end is one too, or equals rows. Dense
+// formats take any. The result for a token does not depend on n_tokens: prefill equals decode bit
+// for bit. The exception are codebooks with tables: with kBlockTokens tokens or more
+// (codebook_layout.h) they multiply rounded weights in place of rounded tables; scalar/codebook.h
+// defines both.
 using LinearQuantized = void (*)(const MatrixView& w, const QuantizedActivations& x, float* y,
                                  int64_t y_stride, int64_t row_begin, int64_t row_end) noexcept;
 // The same with float32 activations (n_tokens, x_stride); rows of x are zero-padded to x_stride.
@@ -70,10 +90,21 @@ using LinearF32 = void (*)(const MatrixView& w, const float* x, int64_t x_stride
 // out[0..cols) = float32 values of one row (embedding lookup).
 using UnpackRow = void (*)(const MatrixView& w, int64_t row, float* out) noexcept;
 
+// Products that are split by columns, where every split by rows would repeat work. One token:
+// part[r] = what the columns of `block` add to y[r] for rows [row_begin, row_end), without the
+// row's scale; part has room for all row_unit rows of the last tile.
+using LinearPart = void (*)(const MatrixView& w, const QuantizedActivations& x, int64_t block,
+                            float* part, int64_t row_begin, int64_t row_end) noexcept;
+// y[r] = what linear_quantized gives, from the parts of all column blocks, part_stride apart.
+using SumParts = void (*)(const MatrixView& w, const float* parts, int64_t part_stride, float* y,
+                          int64_t row_begin, int64_t row_end) noexcept;
+
 struct FormatKernels {
   LinearQuantized linear_quantized;  // nullptr: dense formats always take float32 activations
   LinearF32 linear_f32;              // ternary: exact product of {-1,0,1}*scale with float32 x
   UnpackRow unpack_row;
+  LinearPart linear_part = nullptr;  // nullptr: split by rows
+  SumParts sum_parts = nullptr;
 };
 
 struct AttentionArgs {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,10 @@ from qh_runtime.architectures import DecoderSpec, decoder_shape, spec_from_confi
 from qh_runtime.errors import QhError
 from qh_runtime.formats import base as formats
 from qh_runtime.formats.base import WeightFormat
+from qh_runtime.formats.families.codebook import CodebookFormat
+
+if TYPE_CHECKING:
+    from qh_kernels.decoder import DecoderWeights, Matrix, TraceRecord
 
 __all__ = ["FormatCheck", "run_self_test"]
 
@@ -49,7 +54,8 @@ class FormatCheck:
 
     Attributes:
         passed: worst_error <= bound, and nothing was raised.
-        worst_error: largest |found - expected| over the sum of magnitudes of its products.
+        worst_error: largest |found - expected| over the sum of magnitudes of its products; without
+            the rounding that is part of the format.
         problem: what was raised, None otherwise.
     """
 
@@ -81,7 +87,8 @@ def _check(weight_format: WeightFormat, isa: str) -> FormatCheck:
     worst, problem = float("inf"), None
     try:
         # Both products that each kernel has: int8 activations, and float32 ones (--exact).
-        worst = max(_worst_error(weight_format, isa, exact) for exact in (False, True))
+        weights = _weights(weight_format)
+        worst = max(_worst_error(weight_format, weights, isa, exact) for exact in (False, True))
     except QhError as error:
         problem = str(error)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
@@ -91,8 +98,9 @@ def _check(weight_format: WeightFormat, isa: str) -> FormatCheck:
     return FormatCheck(weight_format.name, isa, passed, worst, _BOUND, elapsed_s, problem)
 
 
-def _worst_error(weight_format: WeightFormat, isa: str, exact: bool) -> float:
-    from qh_kernels.decoder import Decoder, DecoderWeights, LayerWeights, Matrix
+def _weights(weight_format: WeightFormat) -> DecoderWeights:
+    """A block that adds nothing, and random matrices around it."""
+    from qh_kernels.decoder import DecoderWeights, LayerWeights, Matrix
 
     spec = spec_from_config(_CONFIG)
     dice = np.random.default_rng(20261123)
@@ -112,12 +120,21 @@ def _worst_error(weight_format: WeightFormat, isa: str, exact: bool) -> float:
             linears[index] = Matrix("f32", np.zeros(4 * rows * cols, np.uint8), rows, cols)
     q, k, v, o, gate, up, down = linears
     norm = dice.uniform(0.5, 1.5, spec.hidden_size).astype(np.float32)
-    weights = DecoderWeights(
+    return DecoderWeights(
         embedding=matrix(spec.vocab_size, spec.hidden_size, 1.0),
         head=matrix(spec.vocab_size, spec.hidden_size, 0.1),
         final_norm=norm,
         layers=(LayerWeights(q, k, v, o, gate, up, down, attention_norm=norm, mlp_norm=norm),),
     )
+
+
+def _worst_error(
+    weight_format: WeightFormat, weights: DecoderWeights, isa: str, exact: bool
+) -> float:
+    from qh_kernels.decoder import Decoder
+
+    spec = spec_from_config(_CONFIG)
+    rounded: F64 | float = 0.0
     with Decoder(
         decoder_shape(spec),
         weights,
@@ -128,16 +145,27 @@ def _worst_error(weight_format: WeightFormat, isa: str, exact: bool) -> float:
         trace=True,
     ) as decoder:
         found = decoder.forward(_TOKENS).astype(np.float64)
-        inputs = _inputs(spec, weights.embedding.data, weight_format, norm)
+        inputs = _inputs(spec, weights.embedding.data, weight_format, weights.final_norm)
         for record in decoder.trace():
             if record.name == "head":
                 coded = _decoded(record.codes, record.scales)
                 _check_codes(coded, inputs, record.scales)
                 inputs = coded
+                rounded = _rounded(weight_format, weights.head, record)
     head = _values(weight_format, weights.head.data, spec, coded=not exact)
     expected = inputs @ head.T
     magnitude = np.abs(inputs) @ np.abs(head).T
-    return float(np.max(np.abs(found - expected) / np.maximum(magnitude, 1e-30)))
+    error = np.maximum(np.abs(found - expected) - rounded, 0)
+    return float(np.max(error / np.maximum(magnitude, 1e-30)))
+
+
+def _rounded(weight_format: WeightFormat, head: Matrix, record: TraceRecord) -> F64 | float:
+    """The error of products that the format allows on top."""
+    if not isinstance(weight_format, CodebookFormat):
+        return 0.0
+    codes, scales = weight_format.unpack_codes(head.data, (head.rows, head.cols))
+    rounding = weight_format.rounding(codes, scales)
+    return 0.0 if rounding is None else rounding.bound(record.codes, record.scales)
 
 
 def _values(
@@ -145,7 +173,7 @@ def _values(
 ) -> F64:
     """The weights; coded: those that products with int8 activations have."""
     shape = (spec.vocab_size, spec.hidden_size)
-    if not coded or weight_format.family == "dense":
+    if not coded or weight_format.family in ("dense", "codebook"):
         return weight_format.unpack(data, shape).astype(np.float64)
     codes, scales = weight_format.coded(*weight_format.unpack_codes(data, shape))
     spread = np.repeat(scales.astype(np.float64), weight_format.group_size or shape[1], axis=1)

@@ -66,8 +66,8 @@ void test_dispatch(Report& report) {
   const qh::KernelTable& best = qh::best_kernel_table();
   report.same(1, qh::kernel_table(best.isa) == &best, "dispatch", "best", 0);
   report.same(1, qh::kernel_table(qh::Isa::scalar) != nullptr, "dispatch", "scalar", 0);
-  for (const char* name :
-       {"scalar", "avx2", "avxvnni", "avx512vnni", "amx", "neon", "neon_dotprod", "neon_i8mm"}) {
+  for (const char* name : {"scalar", "avx2", "avxvnni", "avx512vnni", "avx512vbmi", "amx", "neon",
+                           "neon_dotprod", "neon_i8mm"}) {
     const auto isa = qh::isa_from_name(name);
     report.same(1, isa.has_value(), "isa", name, 0);
     if (isa) report.same(0, std::strcmp(qh::isa_name(*isa), name), "isa", name, 1);

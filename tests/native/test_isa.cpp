@@ -1,10 +1,12 @@
 // test_isa.cpp: every kernel of one instruction set against the plain loops.
 // Usage: test_isa <isa>; exit code 77 where it does not run here.
+#include <algorithm>
 #include <cstdio>
 #include <string>
 #include <vector>
 
 #include "check.h"
+#include "codebook_layout.h"
 #include "format_info.h"
 #include "formats.h"
 #include "kernel_table.h"
@@ -69,6 +71,12 @@ Buffer<uint8_t> random_weights(const Case& c, Random& random) {
       if (c.spec->id == FormatId::bf16) {
         data[i + 1] = static_cast<uint8_t>((data[i + 1] & 0x80) | 0x3e);
       }
+    }
+    return data;
+  }
+  if (c.spec->family == qh::Family::codebook) {
+    for (int64_t row = 0; row < qh::padded_rows(*c.spec, c.rows); ++row) {
+      put_float(qh::row_factors_at(*c.spec) + 4 * row);
     }
     return data;
   }
@@ -159,8 +167,9 @@ void check_splits(const Case& c, Report& report, const Buffer<float>& whole, Cal
     call(t, 1, single.data() + t * c.rows, 0, c.rows);
   }
   Buffer<float> split(c.tokens * c.rows);
-  for (int64_t begin = 0; begin < c.rows; begin += qh::kTileRows) {
-    const int64_t end = begin + qh::kTileRows < c.rows ? begin + qh::kTileRows : c.rows;
+  const int64_t unit = std::max(qh::row_unit(*c.spec), qh::kTileRows);
+  for (int64_t begin = 0; begin < c.rows; begin += unit) {
+    const int64_t end = std::min(begin + unit, c.rows);
     call(0, c.tokens, split.data(), begin, end);
   }
   for (int64_t i = 0; i < whole.size(); ++i) {
@@ -173,6 +182,13 @@ void check_splits(const Case& c, Report& report, const Buffer<float>& whole, Cal
 void put_hostile_scales(const Case& c, Random& random, Buffer<uint8_t>& data) {
   constexpr uint16_t kHalves[] = {0x7c00, 0xfc00, 0x7e01, 0x7c01, 0x8000, 0x0001, 0x83ff};
   constexpr float kFloats[] = {INFINITY, -INFINITY, NAN, -0.0f, 1e-45f, -1e-40f, 3e38f};
+  if (c.spec->family == qh::Family::codebook) {
+    for (int64_t row = 0; row < c.rows; row += 3) {
+      std::memcpy(data.data() + qh::row_factors_at(*c.spec) + 4 * row,
+                  &kFloats[random.integer(0, 6)], 4);
+    }
+    return;
+  }
   const int64_t padded = qh::round_up(c.cols, c.spec->column_unit);
   const int64_t tile = qh::tile_bytes(*c.spec, c.cols);
   const int64_t width = qh::scale_width(*c.spec);
@@ -201,7 +217,10 @@ void test_quantized(const KernelTable& plain, const KernelTable& table, const Ca
   Buffer<uint8_t> data = random_weights(c, random);
   const bool extreme = kind == Kind::extreme;
   if (kind == Kind::hostile) put_hostile_scales(c, random, data);
-  if (extreme) {
+  if (extreme && c.spec->family == qh::Family::codebook) {
+    // One vector of the largest entries, whose sums wrap around 16 bits the same way everywhere.
+    std::memset(data.data(), 0x7f, static_cast<size_t>(qh::row_factors_at(*c.spec)));
+  } else if (extreme) {
     // The two largest integers of the table of a lut4 format, at least.
     const bool e2m1 = c.spec->scale == qh::ScaleType::e8m0 || c.spec->scale == qh::ScaleType::e4m3;
     const bool low = random.integer(0, 1) == 0;
@@ -228,6 +247,53 @@ void test_quantized(const KernelTable& plain, const KernelTable& table, const Ca
   check_splits(c, report, found, [&](int64_t t, int64_t n, float* y, int64_t begin, int64_t end) {
     table.formats[format].linear_quantized(w, x.view(t, n), y, c.rows, begin, end);
   });
+}
+
+// Tokens enough for weights of 8 bits; a split by tokens would change the arithmetic.
+void test_many(const KernelTable& plain, const KernelTable& table, const Case& c, uint32_t seed,
+               Report& report) {
+  Random random(seed);
+  const Buffer<uint8_t> data = random_weights(c, random);
+  const Activations x(c, random, false);
+  const qh::MatrixView w{data.data(), c.rows, c.cols, c.spec->id};
+  const int32_t format = static_cast<int32_t>(c.spec->id);
+  Buffer<float> expected(c.tokens * c.rows);
+  Buffer<float> found(c.tokens * c.rows);
+  plain.formats[format].linear_quantized(w, x.view(0, c.tokens), expected.data(), c.rows, 0,
+                                         c.rows);
+  table.formats[format].linear_quantized(w, x.view(0, c.tokens), found.data(), c.rows, 0, c.rows);
+  for (int64_t i = 0; i < expected.size(); ++i) {
+    report.same_bits(expected[i], found[i], "many tokens", c.name.c_str(), i);
+  }
+}
+
+// A product by column blocks and ranges of rows.
+void test_parts(const KernelTable& plain, const KernelTable& table, const Case& c, uint32_t seed,
+                Report& report) {
+  const qh::FormatKernels& kernels = table.formats[static_cast<int32_t>(c.spec->id)];
+  if (kernels.linear_part == nullptr) return;
+  Random random(seed);
+  const Buffer<uint8_t> data = random_weights(c, random);
+  const Activations x(c, random, false);
+  const qh::MatrixView w{data.data(), c.rows, c.cols, c.spec->id};
+  Buffer<float> expected(c.rows);
+  plain.formats[static_cast<int32_t>(c.spec->id)].linear_quantized(w, x.view(0, 1), expected.data(),
+                                                                   c.rows, 0, c.rows);
+  const int64_t unit = qh::row_unit(*c.spec);
+  const int64_t stride = qh::round_up(c.rows, unit);
+  const int64_t blocks = (c.cols + 1023) / 1024;
+  Buffer<float> parts(blocks * stride);
+  for (int64_t block = 0; block < blocks; ++block) {
+    float* part = parts.data() + block * stride;
+    kernels.linear_part(w, x.view(0, 1), block, part, unit, c.rows);
+    kernels.linear_part(w, x.view(0, 1), block, part, 0, unit);
+  }
+  Buffer<float> found(c.rows);
+  kernels.sum_parts(w, parts.data(), stride, found.data(), 0, unit);
+  kernels.sum_parts(w, parts.data(), stride, found.data(), unit, c.rows);
+  for (int64_t i = 0; i < c.rows; ++i) {
+    report.same_bits(expected[i], found[i], "parts", c.name.c_str(), i);
+  }
 }
 
 // Rows of a matrix with hostile scales, unpacked.
@@ -304,10 +370,20 @@ void test_linears(const KernelTable& plain, const KernelTable& table, Report& re
         ++seed;
       }
     }
+    if (qh::has_tables(spec)) {
+      // Several passes of rows and column blocks; and as many tokens as change the arithmetic.
+      test_parts(plain, table, make_case(spec, 700, 2100, 1), ++seed, report);
+      test_quantized(plain, table, make_case(spec, 300, 1100, 2), ++seed, Kind::usual, report);
+      for (const int64_t tokens : {16, 19}) {
+        test_many(plain, table, make_case(spec, 80, 1100, tokens), ++seed, report);
+      }
+    }
     // Largest sums that can occur, at a width where an overflow would show.
     if (!packed) continue;
     test_quantized(plain, table, make_case(spec, 16, 65536, 9), ++seed, Kind::extreme, report);
-    test_quantized(plain, table, make_case(spec, 17, 32768, 17), ++seed, Kind::extreme, report);
+    if (!qh::has_tables(spec)) {
+      test_quantized(plain, table, make_case(spec, 17, 32768, 17), ++seed, Kind::extreme, report);
+    }
     for (const int64_t cols : kColCounts) {
       const Case c = make_case(spec, 33, cols, kTokenCounts[++seed % 7]);
       test_quantized(plain, table, c, seed, Kind::hostile, report);

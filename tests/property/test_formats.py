@@ -42,12 +42,13 @@ def test_pack_and_unpack(
     found_codes, found_scales = spec.unpack_codes(buffer, shape)
     np.testing.assert_array_equal(found_codes, codes)
     found = spec.unpack(buffer, shape)
-    np.testing.assert_array_equal(found, spec.dequantize(found_codes, found_scales))
+    values = spec.dequantize(found_codes, found_scales)
+    np.testing.assert_array_equal(found, values[:, : shape[1]])
     error = np.abs(found.astype(np.float64) - weights)
     assert (error <= spec.error_bound(weights)).all()
     # Any cut at a multiple of 16 rows gives the same bytes.
     cut = min(16 * split, shape[0])
-    if 0 < cut < shape[0]:
+    if 0 < cut < shape[0] and spec.row_chunks:
         per_row = scales.ndim > 0 and scales.shape[0] == shape[0]
         parts = [
             spec.pack_codes(
@@ -75,8 +76,12 @@ def test_bounds_hold_for_chosen_weights(name: str, weights: NDArray[np.float32])
     assert (error <= spec.error_bound(weights)).all()
 
 
-# Not ternary: the mean magnitude of a ternary tensor is smaller than its scale, by definition.
-@pytest.mark.parametrize("name", [name for name in formats.names() if name != "ternary"])
+# Not ternary: the mean magnitude of a ternary tensor is smaller than its scale, by definition. Not
+# codebooks: centres of centres are others.
+_STABLE = [x for x in formats.names() if formats.get(x).family not in ("ternary", "codebook")]
+
+
+@pytest.mark.parametrize("name", _STABLE)
 @given(shape=_SHAPES, seed=st.integers(0, 1 << 32))
 @_SETTINGS
 def test_quantizing_twice_changes_nothing(name: str, shape: tuple[int, int], seed: int) -> None:

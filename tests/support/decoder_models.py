@@ -72,6 +72,7 @@ CASES: dict[str, DecoderCase] = {
         DecoderCase("llama-nf4", {"linear": "nf4", "head": "int8"}, head_dim=16),
         DecoderCase("llama-mxfp4", {"linear": "mxfp4"}, hidden_size=160),
         DecoderCase("llama-nvfp4", {"linear": "nvfp4"}, head_dim=16),
+        DecoderCase("llama-aqlm-1x16", {"linear": "aqlm_1x16_g8", "head": "int8"}, head_dim=16),
         DecoderCase("qwen2", bias=("q", "k", "v"), tied=True),
         DecoderCase("biases", {"linear": "int8"}, bias=_LINEARS, num_key_value_heads=1),
         DecoderCase("qwen3", qk_norm=True, head_dim=20, num_key_value_heads=4),

@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <numeric>
 
 #include "bench/bench_memory.h"
 #include "bench/bench_threads.h"
+#include "codebook_layout.h"
 #include "core/half.h"
 #include "formats.h"
 
@@ -23,6 +25,14 @@ void fill_matrix(const LinearBench& bench, uint8_t* data) {
   if (spec.family == Family::dense) {
     // A byte pattern that is a small finite number in every dense format.
     std::memset(data, 0x2c, static_cast<size_t>(bench.nbytes));
+    return;
+  }
+  if (spec.family == Family::codebook) {
+    if (has_tables(spec)) std::memset(data, 0x11, 4);  // the largest weight
+    const float factor = 0x1p-20f;
+    for (int64_t row = 0; row < padded_rows(spec, bench.rows); ++row) {
+      std::memcpy(data + row_factors_at(spec) + 4 * row, &factor, 4);
+    }
     return;
   }
   const int64_t tile = tile_bytes(spec, bench.cols);
@@ -76,17 +86,39 @@ LinearBenchResult run(const LinearBench& bench) {
                                          group_stride, sum_stride,    bench.n_tokens};
   std::vector<float> y(static_cast<size_t>(bench.n_tokens * bench.rows));
 
+  // Products by column blocks: a unit is a block times a range of rows. Every thread has parts of
+  // its own to add up, of which it fills in its share.
+  const bool by_parts = kernels.linear_part != nullptr && bench.n_tokens == 1;
+  const int64_t unit_rows = row_unit(spec_of(bench.format));
+  const int64_t part_stride = round_up(bench.rows, unit_rows);
+  const int64_t blocks = round_up(bench.cols, kSpan * kBlockSpans) / (kSpan * kBlockSpans);
+  const int64_t splits = bench.threads / std::gcd(blocks, int64_t{bench.threads});
+  std::vector<std::vector<float>> parts(static_cast<size_t>(by_parts ? bench.threads : 0));
+  for (auto& own : parts) own.resize(static_cast<size_t>(blocks * part_stride + 16));
+
   // Threads do not wait for each other between products: each counts what it finished.
   std::atomic<int64_t> calls = 0;
-  const int64_t tiles = round_up(bench.rows, kTileRows) / kTileRows;
+  const int64_t tiles = part_stride / unit_rows;
   const double elapsed = run_together(bench.threads, bench.seconds, [&](int thread, auto deadline) {
-    const int64_t begin = tiles * thread / bench.threads * kTileRows;
-    const int64_t end = std::min(bench.rows, tiles * (thread + 1) / bench.threads * kTileRows);
+    const auto first_row = [&](int64_t share, int64_t shares) {
+      return std::min(bench.rows, tiles * share / shares * unit_rows);
+    };
+    const int64_t begin = first_row(thread, bench.threads);
+    const int64_t end = first_row(thread + 1, bench.threads);
     int64_t done = 0;
     do {
       const MatrixView w{weights.data() + done % copies * stride, bench.rows, bench.cols,
                          bench.format};
-      if (kernels.linear_quantized != nullptr) {
+      if (by_parts) {
+        float* own = parts[static_cast<size_t>(thread)].data();
+        for (int64_t unit = blocks * splits * thread / bench.threads;
+             unit < blocks * splits * (thread + 1) / bench.threads; ++unit) {
+          kernels.linear_part(w, activations, unit / splits, own + unit / splits * part_stride,
+                              first_row(unit % splits, splits),
+                              first_row(unit % splits + 1, splits));
+        }
+        kernels.sum_parts(w, own, part_stride, y.data(), begin, end);
+      } else if (kernels.linear_quantized != nullptr) {
         kernels.linear_quantized(w, activations, y.data(), bench.rows, begin, end);
       } else {
         kernels.linear_f32(w, x.data(), padded, bench.n_tokens, y.data(), bench.rows, begin, end);

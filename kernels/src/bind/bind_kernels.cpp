@@ -27,7 +27,7 @@ constexpr const char* kCompiler = __VERSION__;
 constexpr const char* kCompiler = "GCC " __VERSION__;
 #endif
 constexpr Isa kAllIsas[] = {
-    Isa::scalar, Isa::avx2, Isa::avxvnni,      Isa::avx512vnni,
+    Isa::scalar, Isa::avx2, Isa::avxvnni,      Isa::avx512vnni, Isa::avx512vbmi,
     Isa::amx,    Isa::neon, Isa::neon_dotprod, Isa::neon_i8mm,
 };
 
@@ -74,9 +74,11 @@ MatrixView checked_matrix(const std::string& format, const InputArray& data, int
 void check_row_range(const MatrixView& w, int64_t row_begin, int64_t row_end) {
   require_range("row_begin", row_begin, 0, w.rows);
   require_range("row_end", row_end, row_begin, w.rows);
-  require(row_begin % kTileRows == 0, "row_begin", "a multiple of 16", std::to_string(row_begin));
-  require(row_end % kTileRows == 0 || row_end == w.rows, "row_end",
-          "a multiple of 16 or the number of rows", std::to_string(row_end));
+  const int64_t unit = row_unit(spec_of(w.format));
+  const std::string multiple = "a multiple of " + std::to_string(unit);
+  require(row_begin % unit == 0, "row_begin", multiple, std::to_string(row_begin));
+  require(row_end % unit == 0 || row_end == w.rows, "row_end", multiple + " or the number of rows",
+          std::to_string(row_end));
 }
 
 // What the kernels rely on: zeros after the last column, sums that are sums and, where the scale is

@@ -9,14 +9,12 @@
 #include <new>
 #include <type_traits>
 
+#include "formats.h"
+
 namespace qh {
 
 // Cache line and widest vector register.
 inline constexpr int64_t kAlignment = 64;
-
-constexpr int64_t round_up(int64_t n, int64_t unit) noexcept {
-  return (n + unit - 1) / unit * unit;
-}
 
 // Owns `bytes` bytes, aligned, not initialised: pages that are never used never become resident.
 class AlignedBlock {

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "format_info.h"
+#include "formats.h"
 
 namespace qh {
 namespace {
@@ -48,7 +49,15 @@ bool fits_half(const float* x, int64_t n) noexcept {
   return largest < kTooLarge;
 }
 
-int64_t tiles_of(const MatrixView& w) noexcept { return (w.rows + kTileRows - 1) / kTileRows; }
+// Rows that are not divided between threads.
+int64_t unit_of(const MatrixView& w) noexcept {
+  return std::max(row_unit(spec_of(w.format)), kTileRows);
+}
+
+int64_t tiles_of(const MatrixView& w) noexcept { return (w.rows + unit_of(w) - 1) / unit_of(w); }
+
+// The least rows of a product by column blocks that are worth tables of their own.
+constexpr int64_t kPartRows = 2048;
 
 int64_t bytes_of(const MatrixView& w) noexcept {
   return format_nbytes(w.format, w.rows, w.cols).value_or(0);
@@ -371,7 +380,7 @@ void Decoder::rescore(int64_t token, float* logits) noexcept {
   const MatrixView& w = model_.head.w;
   const Scratch& s = scratch_;
   const bool dense = table_.formats[static_cast<int>(w.format)].linear_quantized == nullptr;
-  const int64_t unit = dense ? 1 : kTileRows;
+  const int64_t unit = dense ? 1 : unit_of(w);
   const int64_t n_best = best_rows(logits, w.rows, s.block_best, s.best);
   const int64_t n_chunks = (n_best + kRescoreChunk - 1) / kRescoreChunk;
   pool_.run(n_chunks, [&](int64_t chunk, int) {
@@ -435,9 +444,88 @@ void Decoder::prepare_input(Place place, int64_t n_tokens, int64_t cols, unsigne
   }
 }
 
-// All rows of all jobs in one hand-over; the jobs share the prepared input.
+// All jobs; they share the prepared input.
 template <int N>
 void Decoder::multiply(const LinearJob (&jobs)[N], int64_t n_tokens) noexcept {
+  bool by_parts = n_tokens == 1;
+  int64_t floats = 0;
+  for (const LinearJob& job : jobs) {
+    const MatrixView& w = job.linear->w;
+    const FormatKernels& kernels = table_.formats[static_cast<int>(w.format)];
+    by_parts = by_parts && kernels.linear_part != nullptr && form_of(w) == kGroupCodes;
+    floats += Scratch::part_floats(w.rows, w.cols);
+  }
+  if (by_parts && floats <= scratch_.part_capacity) {
+    multiply_parts(jobs);
+  } else {
+    multiply_all_rows(jobs, n_tokens);
+  }
+}
+
+// One token, in two steps: what each column block adds to a range of rows, then the sums.
+template <int N>
+void Decoder::multiply_parts(const LinearJob (&jobs)[N]) noexcept {
+  struct Parts {
+    float* at;
+    int64_t stride, blocks, splits, units;
+  };
+  Parts parts[N];
+  int64_t floats = 0;
+  int64_t blocks = 0;
+  int64_t units = 0;
+  int64_t tiles = 0;
+  for (const LinearJob& job : jobs) blocks += Scratch::part_blocks(job.linear->w.cols);
+  const int64_t threads = pool_.threads();
+  for (int i = 0; i < N; ++i) {
+    const MatrixView& w = jobs[i].linear->w;
+    Parts& part = parts[i];
+    part.at = scratch_.parts + floats;
+    part.blocks = Scratch::part_blocks(w.cols);
+    part.stride = Scratch::part_floats(w.rows, w.cols) / part.blocks;
+    const int64_t wanted = threads == 1 ? 1 : (2 * threads + blocks - 1) / blocks;
+    part.splits = std::clamp<int64_t>(w.rows / kPartRows, 1, wanted);
+    part.units = part.blocks * part.splits;
+    floats += part.stride * part.blocks;
+    units += part.units;
+    tiles += tiles_of(w);
+  }
+  pool_.run(units, [&](int64_t unit, int) {
+    for (int i = 0; i < N; ++i) {
+      if (unit >= parts[i].units) {
+        unit -= parts[i].units;
+        continue;
+      }
+      const MatrixView& w = jobs[i].linear->w;
+      const Parts& part = parts[i];
+      const int64_t block = unit / part.splits;
+      const int64_t split = unit % part.splits;
+      const int64_t n_tiles = tiles_of(w);
+      const int64_t begin = n_tiles * split / part.splits * unit_of(w);
+      const int64_t end = std::min(n_tiles * (split + 1) / part.splits * unit_of(w), w.rows);
+      table_.formats[static_cast<int>(w.format)].linear_part(
+          w, group_activations(w, 0, 1), block, part.at + block * part.stride, begin, end);
+      return;
+    }
+  });
+  const int64_t n_chunks = std::min(tiles, threads);
+  pool_.run(n_chunks, [&](int64_t chunk, int) {
+    for (int i = 0; i < N; ++i) {
+      const Linear& linear = *jobs[i].linear;
+      const int64_t n_tiles = tiles_of(linear.w);
+      const int64_t begin = n_tiles * chunk / n_chunks * unit_of(linear.w);
+      const int64_t end =
+          std::min(n_tiles * (chunk + 1) / n_chunks * unit_of(linear.w), linear.w.rows);
+      if (begin >= end) continue;
+      table_.formats[static_cast<int>(linear.w.format)].sum_parts(
+          linear.w, parts[i].at, parts[i].stride, jobs[i].y, begin, end);
+      if (linear.bias != nullptr) table_.add(jobs[i].y + begin, linear.bias + begin, end - begin);
+    }
+  });
+}
+
+// All rows of all jobs in one hand-over.
+template <int N>
+void Decoder::multiply_all_rows(const LinearJob (&jobs)[N], int64_t n_tokens) noexcept {
   int64_t tiles = 0;
   int64_t bytes = 0;
   int64_t work = 0;
@@ -459,13 +547,30 @@ void Decoder::multiply(const LinearJob (&jobs)[N], int64_t n_tokens) noexcept {
       const int64_t first = std::max<int64_t>(begin, 0);
       const int64_t last = std::min(end, n_tiles);
       if (first < last) {
-        multiply_rows(*job.linear, job.y, job.y_stride, 0, n_tokens, first * kTileRows,
-                      std::min(last * kTileRows, job.linear->w.rows));
+        const int64_t unit = unit_of(job.linear->w);
+        multiply_rows(*job.linear, job.y, job.y_stride, 0, n_tokens, first * unit,
+                      std::min(last * unit, job.linear->w.rows));
       }
       begin -= n_tiles;
       end -= n_tiles;
     }
   });
+}
+
+// The prepared input with one scale per kActivationGroup.
+QuantizedActivations Decoder::group_activations(const MatrixView& w, int64_t first_token,
+                                                int64_t n_tokens) const noexcept {
+  const Scratch& s = scratch_;
+  const int64_t stride = round_up(w.cols, kActivationPad);
+  const int64_t groups = stride / kActivationGroup;
+  const int64_t group = first_token * groups;
+  return {s.group_codes + first_token * stride,
+          s.group_scales + group,
+          s.group_sums + 2 * group,
+          stride,
+          groups,
+          2 * groups,
+          n_tokens};
 }
 
 // y: rows of the tokens from first_token on.
@@ -475,9 +580,7 @@ void Decoder::multiply_rows(const Linear& linear, float* y, int64_t y_stride, in
   const FormatKernels& kernels = table_.formats[static_cast<int>(w.format)];
   const Scratch& s = scratch_;
   const int64_t stride = round_up(w.cols, kActivationPad);
-  const int64_t groups = stride / kActivationGroup;
   const int64_t at = first_token * stride;
-  const int64_t group = first_token * groups;
   switch (form_of(w)) {
     case kF32:
       kernels.linear_f32(w, s.input + at, stride, n_tokens, y, y_stride, row_begin, row_end);
@@ -489,10 +592,8 @@ void Decoder::multiply_rows(const Linear& linear, float* y, int64_t y_stride, in
                                y, y_stride, row_begin, row_end);
       break;
     case kGroupCodes:
-      kernels.linear_quantized(w,
-                               {s.group_codes + at, s.group_scales + group,
-                                s.group_sums + 2 * group, stride, groups, 2 * groups, n_tokens},
-                               y, y_stride, row_begin, row_end);
+      kernels.linear_quantized(w, group_activations(w, first_token, n_tokens), y, y_stride,
+                               row_begin, row_end);
       break;
   }
   if (linear.bias != nullptr) {

@@ -135,6 +135,12 @@ class Decoder {
   void prepare_input(Place place, int64_t n_tokens, int64_t cols, unsigned forms, Fill fill);
   template <int N>
   void multiply(const LinearJob (&jobs)[N], int64_t n_tokens) noexcept;
+  template <int N>
+  void multiply_parts(const LinearJob (&jobs)[N]) noexcept;
+  template <int N>
+  void multiply_all_rows(const LinearJob (&jobs)[N], int64_t n_tokens) noexcept;
+  QuantizedActivations group_activations(const MatrixView& w, int64_t first_token,
+                                         int64_t n_tokens) const noexcept;
   void multiply_rows(const Linear& linear, float* y, int64_t y_stride, int64_t first_token,
                      int64_t n_tokens, int64_t row_begin, int64_t row_end) noexcept;
   template <class Body>

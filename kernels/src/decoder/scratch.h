@@ -35,13 +35,21 @@ struct Scratch {
   float* gate;          // (batch, intermediate_stride)
   float* up;            // (batch, intermediate_stride)
   float* product;       // (batch, intermediate_stride): act(gate) * up
-  float* logits;        // (vocab_size)
-  float* block_best;    // (2 * best_blocks): the largest logit of each block; see best_rows.h
-  int32_t* best;        // (best_capacity): candidates for the best rows
-  float* scores;        // (threads, score_stride): attention scores of one head per thread
+  float* parts;         // (part_capacity): parts of products by column blocks, one token
+  int64_t part_capacity;
+  float* logits;      // (vocab_size)
+  float* block_best;  // (2 * best_blocks): the largest logit of each block; see best_rows.h
+  int32_t* best;      // (best_capacity): candidates for the best rows
+  float* scores;      // (threads, score_stride): attention scores of one head per thread
   int64_t score_stride;
   float* cos;  // (context_length, head_dim / 2), filled as positions are reached
   float* sin;  // (context_length, head_dim / 2)
+
+  // Column blocks of a product, and floats of the parts of all of them; see codebook_layout.h.
+  static int64_t part_blocks(int64_t cols) noexcept { return (cols + 1023) / 1024; }
+  static int64_t part_floats(int64_t rows, int64_t cols) noexcept {
+    return part_blocks(cols) * round_up(rows, 256);
+  }
 
   // Sets every pointer into the block at base (nullptr: none) and returns the bytes it needs.
   int64_t lay_out(const ModelShape& shape, int64_t context_length, int threads, int64_t batch,
@@ -72,6 +80,12 @@ struct Scratch {
     gate = arena.take<float>(batch * intermediate_stride);
     up = arena.take<float>(batch * intermediate_stride);
     product = arena.take<float>(batch * intermediate_stride);
+    part_capacity = std::max({part_floats(shape.q_size(), shape.hidden_size) +
+                                  2 * part_floats(shape.kv_size(), shape.hidden_size),
+                              part_floats(shape.hidden_size, shape.q_size()),
+                              2 * part_floats(shape.intermediate_size, shape.hidden_size),
+                              part_floats(shape.hidden_size, shape.intermediate_size)});
+    parts = arena.take<float>(part_capacity);
     logits = arena.take<float>(shape.vocab_size);
     block_best = arena.take<float>(2 * best_blocks(shape.vocab_size));
     best = arena.take<int32_t>(best_capacity(shape.vocab_size));

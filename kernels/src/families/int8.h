@@ -24,23 +24,37 @@ struct Int8 {
   template <int T>
   static QH_ALWAYS_INLINE void tile(const uint8_t* blocks, int64_t padded, const TokenBlock& in,
                                     F32 (&results)[T]) noexcept {
-    const int64_t n_groups = padded / kActivationGroup;
     F32 totals[T];
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) totals[t] = V::zero();
+    add_groups<T>(blocks, 0, padded / kActivationGroup, in, totals);
+    prefetch<T>(blocks + padded * kTileRows);
+    const F32 row_scales = V::load(reinterpret_cast<const float*>(blocks + padded * kTileRows));
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) results[t] = V::mul(totals[t], row_scales);
+  }
+
+  // totals += x_scale * (float)acc of n_groups groups of 32 columns, in order. A weight is the sum
+  // of kPlanes codes; the blocks of a plane are plane_bytes behind those of the one before.
+  template <int T, int kPlanes = 1>
+  static QH_ALWAYS_INLINE void add_groups(const uint8_t* blocks, int64_t plane_bytes,
+                                          int64_t n_groups, const TokenBlock& in,
+                                          F32 (&totals)[T]) noexcept {
     for (int64_t g = 0; g < n_groups; ++g) {
       I32 sums[T];
       group<T>(blocks + g * kGroupBlocks * 64, in, g, sums);
+      for (int plane = 1; plane < kPlanes; ++plane) {
+        I32 more[T];
+        group<T>(blocks + plane * plane_bytes + g * kGroupBlocks * 64, in, g, more);
+#pragma GCC unroll 8
+        for (int t = 0; t < T; ++t) sums[t] = V::add(sums[t], more[t]);
+      }
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) {
         const F32 x_scale = V::set(in.scales[t * in.group_stride + g]);
         totals[t] = V::add(totals[t], V::mul(x_scale, V::to_f32(sums[t])));
       }
     }
-    prefetch<T>(blocks + padded * kTileRows);
-    const F32 row_scales = V::load(reinterpret_cast<const float*>(blocks + padded * kTileRows));
-#pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) results[t] = V::mul(totals[t], row_scales);
   }
 
   template <int T>

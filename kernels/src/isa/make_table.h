@@ -1,6 +1,8 @@
 // make_table.h: one kernel table from one vector vocabulary.
 #pragma once
 
+#include "families/codebook_sums.h"
+#include "families/codebook_tables.h"
 #include "families/dense.h"
 #include "families/int8.h"
 #include "families/lut4.h"
@@ -22,6 +24,10 @@ constexpr FormatKernels format_kernels() noexcept {
     return Packed<V, Int8<V, kFormat>>::kernels();
   } else if constexpr (kFamily == Family::ternary) {
     return Packed<V, Ternary<V, kFormat>>::kernels();
+  } else if constexpr (has_tables(spec_of(kFormat))) {
+    return CodebookTables<V, kFormat>::kernels();
+  } else if constexpr (kFamily == Family::codebook) {
+    return CodebookSums<V, kFormat>::kernels();
   } else {
     return Packed<V, Lut4<V, kFormat>>::kernels();
   }

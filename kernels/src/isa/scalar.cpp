@@ -1,5 +1,6 @@
 // scalar.cpp: the plain instance of every kernel. No instruction-set flags; defines scalar_table().
 #include "dispatch.h"
+#include "scalar/codebook.h"
 #include "scalar/linear.h"
 #include "scalar/ops.h"
 
@@ -11,7 +12,12 @@ template <int kCount>
 constexpr void fill_formats(FormatKernels* formats) noexcept {
   if constexpr (kCount > 0) {
     fill_formats<kCount - 1>(formats);
-    formats[kCount - 1] = ScalarLinear<kFormats[kCount - 1].id>::kernels();
+    constexpr FormatId kFormat = kFormats[kCount - 1].id;
+    if constexpr (spec_of(kFormat).family == Family::codebook) {
+      formats[kCount - 1] = ScalarCodebook<kFormat>::kernels();
+    } else {
+      formats[kCount - 1] = ScalarLinear<kFormat>::kernels();
+    }
   }
 }
 

@@ -70,6 +70,43 @@ struct Simd {
     return _mm512_dpbusd_epi32(acc, codes, x);
   }
   static QH_ALWAYS_INLINE I32 widen(Narrow acc) noexcept { return acc; }
+  // Vectors of 8 bytes, or 4 vectors of 16, one after the other: what codes stand for in a
+  // codebook.
+  template <int kBytes, int kMask>
+  static QH_ALWAYS_INLINE Block load_vectors(const uint8_t* book, const uint16_t* codes) noexcept {
+    if constexpr (kBytes == 16) {
+      __m512i a = _mm512_castsi128_si512(vector<16, kMask>(book, codes));
+      a = _mm512_inserti32x4(a, vector<16, kMask>(book, codes + 1), 1);
+      __m256i b = _mm256_castsi128_si256(vector<16, kMask>(book, codes + 2));
+      b = _mm256_inserti128_si256(b, vector<16, kMask>(book, codes + 3), 1);
+      return _mm512_inserti64x4(a, b, 1);
+    } else {
+      __m256i a = _mm256_castsi128_si256(two_vectors<kMask>(book, codes));
+      a = _mm256_inserti128_si256(a, two_vectors<kMask>(book, codes + 2), 1);
+      __m256i b = _mm256_castsi128_si256(two_vectors<kMask>(book, codes + 4));
+      b = _mm256_inserti128_si256(b, two_vectors<kMask>(book, codes + 6), 1);
+      return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
+    }
+  }
+  // kBytes inputs, for every vector of load_vectors.
+  template <int kBytes>
+  static QH_ALWAYS_INLINE Quad load_inputs(const int8_t* p) noexcept {
+    if constexpr (kBytes == 16) {
+      return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    } else {
+      int64_t eight;
+      __builtin_memcpy(&eight, p, sizeof eight);
+      return _mm512_set1_epi64(eight);
+    }
+  }
+  // Sums of neighbours: 8 of a, then 8 of b.
+  static QH_ALWAYS_INLINE I32 pair_sums(I32 a, I32 b) noexcept {
+    const __m512i even =
+        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    return _mm512_add_epi32(_mm512_permutex2var_epi32(a, even, b),
+                            _mm512_permutex2var_epi32(a, odd, b));
+  }
   // Sub-column t of every row, sign-extended.
   template <int kByte>
   static QH_ALWAYS_INLINE I32 byte_of(Block codes) noexcept {
@@ -176,6 +213,17 @@ struct Simd {
   }
 
  private:
+  template <int kBytes, int kMask>
+  static QH_ALWAYS_INLINE __m128i vector(const uint8_t* book, const uint16_t* code) noexcept {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(book + (*code & kMask) * kBytes));
+  }
+  template <int kMask>
+  static QH_ALWAYS_INLINE __m128i two_vectors(const uint8_t* book, const uint16_t* codes) noexcept {
+    const __m128i first =
+        _mm_loadl_epi64(reinterpret_cast<const __m128i*>(book + (codes[0] & kMask) * 8));
+    return _mm_castpd_si128(_mm_loadh_pd(
+        _mm_castsi128_pd(first), reinterpret_cast<const double*>(book + (codes[1] & kMask) * 8)));
+  }
   // 16 lanes to 4: halves added, twice.
   static QH_ALWAYS_INLINE __m128 fold(F32 a) noexcept {
     const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));

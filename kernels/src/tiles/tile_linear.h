@@ -344,7 +344,7 @@ struct TileLinear {
   static void linear_quantized(const MatrixView& w, const QuantizedActivations& x, float* y,
                                int64_t y_stride, int64_t row_begin, int64_t row_end) noexcept {
     const LinearQuantized few =
-        avx512vnni_table().formats[static_cast<int32_t>(kFormat)].linear_quantized;
+        avx512vbmi_table().formats[static_cast<int32_t>(kFormat)].linear_quantized;
     const int64_t whole = x.n_tokens / kTileTokens * kTileTokens;
     if (whole == 0) {
       few(w, x, y, y_stride, row_begin, row_end);
@@ -385,10 +385,10 @@ void fill_tile_kernels(FormatKernels* formats) noexcept {
   }
 }
 
-// The kernels of AVX-512 VNNI but for products with quantized activations.
+// The kernels of AVX-512 VBMI but for products with quantized activations.
 template <typename V, typename Tiles>
 KernelTable make_tile_table() noexcept {
-  KernelTable table = avx512vnni_table();
+  KernelTable table = avx512vbmi_table();
   table.isa = Isa::amx;
   table.name = "amx";
   fill_tile_kernels<V, Tiles, kFormatCount>(table.formats);

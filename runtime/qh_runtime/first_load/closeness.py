@@ -102,7 +102,10 @@ def product(matrix: Matrix, x: NDArray[np.float32] | QuantizedActivations) -> tu
         sizes, np.abs(matrix.codes), np.abs(matrix.scales), matrix.group_size
     )
     # Integer dot products are exact; what is rounded are sums of one term for each group.
-    return np.asarray(total), _bound(x.codes.shape[1] / x.group_size, total_size)
+    bound = _bound(x.codes.shape[1] / x.group_size, total_size)
+    if matrix.rounding is not None:
+        bound = bound + matrix.rounding.bound(x.codes, x.scales)
+    return np.asarray(total), bound
 
 
 def _bound(terms: float, magnitude: NDArray[Any]) -> F64:

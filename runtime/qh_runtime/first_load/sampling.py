@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from qh_kernels.decoder import Matrix
 from qh_runtime import formats
 from qh_runtime.formats.base import TILE_ROWS
+from qh_runtime.formats.families.codebook import CodebookFormat
 from qh_runtime.reference.weights import CodedMatrix, DenseMatrix, packed_matrix
 from qh_runtime.reference.weights import Matrix as ReferenceMatrix
 
@@ -61,6 +62,8 @@ def rows_of_tiles(
 ) -> tuple[Indices, ReferenceMatrix]:
     """The rows of some tiles: (row numbers, what they hold)."""
     weight_format = formats.get(matrix.format)
+    if isinstance(weight_format, CodebookFormat):
+        return _rows_of_codebooks(weight_format, matrix, tiles, exact=exact)
     rows = (tiles[:, None] * TILE_ROWS + np.arange(TILE_ROWS)).reshape(-1)
     inside = rows < matrix.rows
     if weight_format.family == "dense":
@@ -79,3 +82,14 @@ def rows_of_tiles(
         unpacked.codes[inside], unpacked.scales[inside], unpacked.group_size, unpacked.activations
     )
     return rows[inside], kept
+
+
+def _rows_of_codebooks(
+    weight_format: CodebookFormat, matrix: Matrix, tiles: Indices, *, exact: bool
+) -> tuple[Indices, ReferenceMatrix]:
+    """The same of a matrix whose tiles do not stand alone."""
+    rows = (tiles[:, None] * TILE_ROWS + np.arange(TILE_ROWS)).reshape(-1)
+    rows = rows[rows < matrix.rows]
+    data = weight_format.take_rows(matrix.data, (matrix.rows, matrix.cols), rows)
+    taken = packed_matrix(matrix.format, data, (len(rows), matrix.cols), exact=exact)
+    return rows, taken

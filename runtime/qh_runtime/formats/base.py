@@ -22,6 +22,8 @@ Inside a tile, a block is 64 bytes: byte 4 * r + t belongs to row r (0..15) and 
              q = 0..15                                       w = scale[r, k // G] * (q - 8)
 
 nf4, mxfp4 and nvfp4 have the blocks of int4; their files say what codes and scales mean.
+
+The codebook family (aqlm_*) is laid out by itself, codebooks first: families/codebook.py.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -71,15 +73,16 @@ class WeightFormat(ABC):
 
     Packed bytes of a matrix are the packed bytes of its row chunks one after the other, as long as
     every chunk but the last has a multiple of TILE_ROWS rows; that is how large matrices are packed
-    with little memory.
+    with little memory. Formats without row_chunks are packed at once.
 
     Attributes:
         name: the module name, and the name in kernels/src/formats.h.
-        family: the SIMD algorithm: "dense", "int8", "ternary" or "lut4".
+        family: the SIMD algorithm: "dense", "int8", "ternary", "lut4" or "codebook".
         weight_bits: bits of one code, scales not counted.
         group_size: inputs that share one stored scale; 0 is a whole row (or no scale: dense).
         column_unit: K is padded to a multiple of this.
         source: the paper or the definition.
+        row_chunks: whether packed row chunks follow each other, see above.
     """
 
     name: str
@@ -88,6 +91,7 @@ class WeightFormat(ABC):
     group_size: int
     column_unit: int
     source: str
+    row_chunks: bool = field(default=True, kw_only=True)
 
     # What every format says about itself.
 

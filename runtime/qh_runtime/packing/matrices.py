@@ -75,7 +75,7 @@ class MatrixPlan:
 
 def pack_formats() -> tuple[str, ...]:
     """Weight formats that a dense model can be packed to."""
-    return tuple(name for name in names() if name != "ternary")
+    return tuple(x for x in names() if x != "ternary" and get(x).family != "codebook")
 
 
 def plan_matrices(
@@ -101,6 +101,8 @@ def plan_matrices(
             f"pack: expected one of {', '.join(pack_formats())}, found {quoted(pack)}",
             hint="ternary weights need a model that was trained ternary"
             if pack == "ternary"
+            else "codebooks need a model that was quantized with them"
+            if pack in names()
             else "choose one of these",
             format=pack,
             known=pack_formats(),

@@ -31,7 +31,7 @@ def packed_rows(
     """
     target = get(format_name)
     rows, cols = _shape(weights)
-    step = max(1, _CHUNK_WEIGHTS // cols // TILE_ROWS) * TILE_ROWS
+    step = max(1, _CHUNK_WEIGHTS // cols // TILE_ROWS) * TILE_ROWS if target.row_chunks else rows
     offset = 0
     for begin in range(0, rows, step):
         if stopped():
@@ -45,6 +45,8 @@ def packed_range(
     name: str, weights: LinearWeights, target: WeightFormat, begin: int, end: int
 ) -> NDArray[np.uint8]:
     """Return the packed bytes of rows begin..end - 1; begin is a multiple of TILE_ROWS.
+
+    Of a format without row_chunks, all rows.
 
     Raises:
         CheckpointError: weights that the format cannot hold (not finite, too large). Facts: tensor.

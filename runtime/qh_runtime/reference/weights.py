@@ -16,6 +16,7 @@ from qh_runtime import formats
 from qh_runtime.architectures.base import DecoderSpec
 from qh_runtime.errors import CheckpointError
 from qh_runtime.formats.base import Codes, Scales, WeightFormat
+from qh_runtime.formats.families.codebook import CodebookFormat, TableRounding
 
 __all__ = [
     "CodedMatrix",
@@ -47,13 +48,15 @@ class CodedMatrix:
             format's values are no integers.
         group_size: consecutive inputs that share a scale; in_features for one scale per row.
         activations: how inputs are quantized: one scale per token (ternary), one per group of 32
-            inputs (int8 and 4-bit formats), or not at all.
+            inputs (int8, 4-bit and codebook formats), or not at all.
+        rounding: what the kernels round in products with int8 inputs, where they are not exact.
     """
 
-    codes: NDArray[np.int8] | F32
+    codes: NDArray[np.integer] | F32
     scales: F32
     group_size: int
     activations: Literal["token", "group", "none"]
+    rounding: TableRounding | None = None
 
     @property
     def values(self) -> F32:
@@ -140,7 +143,7 @@ def quantized_matrix(format_name: str, weights: F32, *, exact: bool = False) -> 
         exact: keep activations in float32 (all formats but the dense ones, which do anyway).
     """
     weight_format = formats.get(format_name)
-    return _matrix(weight_format, *weight_format.quantize(weights), exact=exact)
+    return _matrix(weight_format, *weight_format.quantize(weights), weights.shape[1], exact=exact)
 
 
 def packed_matrix(
@@ -156,16 +159,22 @@ def packed_matrix(
         FormatError: the bytes are none that the format writes.
     """
     weight_format = formats.get(format_name)
-    return _matrix(weight_format, *weight_format.unpack_codes(data, shape), exact=exact)
+    return _matrix(weight_format, *weight_format.unpack_codes(data, shape), shape[1], exact=exact)
 
 
-def _matrix(weight_format: WeightFormat, codes: Codes, scales: Scales, *, exact: bool) -> Matrix:
+def _matrix(
+    weight_format: WeightFormat, codes: Codes, scales: Scales, columns: int, *, exact: bool
+) -> Matrix:
     if weight_format.family == "dense":
         return DenseMatrix(weight_format.dequantize(codes, scales))
-    group = weight_format.group_size or codes.shape[1]
+    group = weight_format.group_size or columns
     kind: Literal["token", "group", "none"] = (
         "none" if exact else "token" if weight_format.family == "ternary" else "group"
     )
+    if isinstance(weight_format, CodebookFormat):
+        integers, factors = weight_format.coded(codes, scales)
+        rounding = None if exact else weight_format.rounding(codes, scales)
+        return CodedMatrix(integers[:, :columns], factors, group, kind, rounding)
     if exact:
         return CodedMatrix(*weight_format.factors(codes, scales), group, kind)
     return CodedMatrix(*weight_format.coded(codes, scales), group, kind)
