@@ -305,6 +305,8 @@ struct Lut4 {
       const typename V::Quad x = V::load_quad(inputs + t * stride);
       if constexpr (kPartBlocks > 0) {
         narrow[t] = V::narrow_dot(narrow[t], codes, x);
+      } else if constexpr (T == 1) {
+        sums[t] = V::dot_once(sums[t], codes, x);
       } else {
         sums[t] = V::dot_signed(sums[t], codes, x);
       }

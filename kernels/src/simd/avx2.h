@@ -18,6 +18,16 @@ struct Simd : Avx2Base {
   static QH_ALWAYS_INLINE I32 dot_signed(I32 acc, Block codes, Quad x) noexcept {
     return {dot_signed_half(acc.low, codes.low, x), dot_signed_half(acc.high, codes.high, x)};
   }
+  // The same for codes in -127..127 that meet one token: signs move to the codes, and |x| serves
+  // all rows. With more tokens |code| serves all of them.
+  static QH_ALWAYS_INLINE I32 dot_once(I32 acc, Block codes, Quad x) noexcept {
+    const __m256i magnitudes = _mm256_abs_epi8(x);
+    const auto half = [&](__m256i sums, __m256i some) {
+      const __m256i pairs = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(some, x));
+      return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    };
+    return {half(acc.low, codes.low), half(acc.high, codes.high)};
+  }
   static QH_ALWAYS_INLINE Narrow narrow_zero() noexcept { return zero_i32(); }
   static QH_ALWAYS_INLINE Narrow narrow_dot(Narrow acc, Block codes, Quad x) noexcept {
     return {_mm256_add_epi16(acc.low, _mm256_maddubs_epi16(codes.low, x)),

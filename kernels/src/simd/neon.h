@@ -42,6 +42,9 @@ struct Simd : NeonBase {
       return vaddq_s32(acc.val[i], vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
     });
   }
+  static QH_ALWAYS_INLINE I32 dot_once(I32 acc, Block codes, Quad x) noexcept {
+    return dot_signed(acc, codes, x);
+  }
 };
 
 }  // namespace

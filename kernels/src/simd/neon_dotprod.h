@@ -21,6 +21,9 @@ struct Simd : NeonBase {
     return each<I32>(
         [&](int i) { return vdotq_s32(acc.val[i], vreinterpretq_s8_u8(codes.val[i]), x); });
   }
+  static QH_ALWAYS_INLINE I32 dot_once(I32 acc, Block codes, Quad x) noexcept {
+    return dot_signed(acc, codes, x);
+  }
 };
 
 }  // namespace
