@@ -77,6 +77,7 @@ inline constexpr FormatSpec kFormats[kFormatCount] = {
     {FormatId::bf16, "bf16", Family::dense, 2, 1, 0, false, 0, ScaleType::none, nullptr},
     {FormatId::int8, "int8", Family::int8, 0, 32, 4, true, 0, ScaleType::none, nullptr},
     {FormatId::ternary, "ternary", Family::ternary, 0, 16, 16, true, 0, ScaleType::none, nullptr},
+    {FormatId::ternary5, "ternary5", Family::ternary, 0, 20, 20, true, 0, ScaleType::none, nullptr},
     {FormatId::int4_g32, "int4_g32", Family::lut4, 0, 32, 8, false, 32, ScaleType::f16, &kInt4},
     {FormatId::int4_g128, "int4_g128", Family::lut4, 0, 128, 8, false, 128, ScaleType::f16, &kInt4},
     {FormatId::nf4, "nf4", Family::lut4, 0, 64, 8, false, 64, ScaleType::f16, &kNf4},
@@ -105,6 +106,11 @@ constexpr const FormatSpec& spec_of(FormatId format) noexcept {
 
 constexpr int64_t round_up(int64_t value, int64_t unit) noexcept {
   return (value + unit - 1) / unit * unit;
+}
+
+// Five ternary codes to a byte, not four.
+constexpr bool is_dense_ternary(const FormatSpec& spec) noexcept {
+  return spec.family == Family::ternary && spec.block_columns == 20;
 }
 
 // Codebooks of 256 vectors are multiplied by tables of their products with the inputs.
@@ -173,10 +179,10 @@ constexpr int64_t tile_bytes(const FormatSpec& spec, int64_t cols) noexcept {
 
 static_assert(tile_bytes(kFormats[3], 33) == 64 * 16 + 64);
 static_assert(tile_bytes(kFormats[4], 17) == 2 * 64 + 64);
-static_assert(tile_bytes(kFormats[5], 33) == 128 - 64 + 8 * 64);
-static_assert(tile_bytes(kFormats[6], 129) == 64 + 32 * 64);
-static_assert(tile_bytes(kFormats[7], 65) == 64 + 16 * 64);
-static_assert(tile_bytes(kFormats[8], 33) == 64 + 8 * 64);
-static_assert(tile_bytes(kFormats[9], 33) == 64 + 64 + 8 * 64);
+static_assert(tile_bytes(kFormats[6], 33) == 128 - 64 + 8 * 64);
+static_assert(tile_bytes(kFormats[7], 129) == 64 + 32 * 64);
+static_assert(tile_bytes(kFormats[8], 65) == 64 + 16 * 64);
+static_assert(tile_bytes(kFormats[9], 33) == 64 + 8 * 64);
+static_assert(tile_bytes(kFormats[10], 33) == 64 + 64 + 8 * 64);
 
 }  // namespace qh

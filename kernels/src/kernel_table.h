@@ -30,6 +30,7 @@ enum class FormatId : int32_t {
   bf16,
   int8,
   ternary,
+  ternary5,
   int4_g32,
   int4_g128,
   nf4,
@@ -42,7 +43,7 @@ enum class FormatId : int32_t {
   aqlm_8x8_g32,
   aqlm_2x16_g8,
 };
-inline constexpr int kFormatCount = 16;
+inline constexpr int kFormatCount = 17;
 
 enum class Activation : int32_t { silu, relu2 };
 enum class KvType : int32_t { f16, f32 };

@@ -13,7 +13,7 @@ def test_names_are_the_files_of_the_folder() -> None:
         *("aqlm_1x16_g16", "aqlm_1x16_g8", "aqlm_1x8_g8"),
         *("aqlm_2x16_g8", "aqlm_2x8_g8", "aqlm_8x8_g32"),
         *("bf16", "f16", "f32", "int4_g128", "int4_g32"),
-        *("int8", "mxfp4", "nf4", "nvfp4", "ternary"),
+        *("int8", "mxfp4", "nf4", "nvfp4", "ternary", "ternary5"),
     )
 
 

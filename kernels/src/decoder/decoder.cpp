@@ -401,7 +401,7 @@ void Decoder::rescore(int64_t token, float* logits) noexcept {
 Decoder::InputForm Decoder::form_of(const MatrixView& w) const noexcept {
   if (table_.formats[static_cast<int>(w.format)].linear_quantized == nullptr) return kF32;
   // The int8 activations of a ternary model are its own arithmetic, not an approximation.
-  if (w.format == FormatId::ternary) return kTokenCodes;
+  if (spec_of(w.format).family == Family::ternary) return kTokenCodes;
   return options_.exact ? kF32 : kGroupCodes;
 }
 

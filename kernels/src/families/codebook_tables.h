@@ -196,8 +196,8 @@ struct CodebookTables {
     V::store(part, V::add(V::load(part), V::mul(V::set(factor), V::to_f32(sums))));
   }
 
-  // Where the code that comes kBatchPrefetchDistance after offset `at` of a span's rows lies, in the rows
-  // that are read here: the next span's when these end before.
+  // Where the code that comes kBatchPrefetchDistance after offset `at` of a span's rows lies, in
+  // the rows that are read here: the next span's when these end before.
   static QH_ALWAYS_INLINE const uint8_t* ahead_of(const uint8_t* span, int64_t at, int64_t used,
                                                   int64_t stride) noexcept {
     const int64_t next = at + static_cast<int64_t>(kBatchPrefetchDistance);

@@ -7,6 +7,7 @@
 #include "families/int8.h"
 #include "families/lut4.h"
 #include "families/ternary.h"
+#include "families/ternary5.h"
 #include "kernel_table.h"
 #include "ops/attention.h"
 #include "ops/elementwise.h"
@@ -23,7 +24,11 @@ constexpr FormatKernels format_kernels() noexcept {
   } else if constexpr (kFamily == Family::int8) {
     return Packed<V, Int8<V, kFormat>>::kernels();
   } else if constexpr (kFamily == Family::ternary) {
-    return Packed<V, Ternary<V, kFormat>>::kernels();
+    if constexpr (is_dense_ternary(spec_of(kFormat))) {
+      return Packed<V, Ternary5<V, kFormat>>::kernels();
+    } else {
+      return Packed<V, Ternary<V, kFormat>>::kernels();
+    }
   } else if constexpr (has_tables(spec_of(kFormat))) {
     return CodebookTables<V, kFormat>::kernels();
   } else if constexpr (kFamily == Family::codebook) {

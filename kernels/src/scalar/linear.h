@@ -18,6 +18,7 @@
 #include <cstdint>
 
 #include "core/packed_scale.h"
+#include "core/ternary5.h"
 #include "formats.h"
 
 namespace qh {
@@ -37,6 +38,7 @@ template <FormatId kFormat>
 int32_t code_in(uint8_t byte, int64_t field) noexcept {
   constexpr const FormatSpec& spec = spec_of(kFormat);
   if constexpr (spec.family == Family::int8) return static_cast<int8_t>(byte);
+  if constexpr (is_dense_ternary(spec)) return ternary5_digit(byte, static_cast<int>(field)) - 1;
   if constexpr (spec.family == Family::ternary) return ((byte >> (2 * field)) & 3) - 1;
   if constexpr (spec.family == Family::lut4)
     return spec.table->integers[(byte >> (4 * field)) & 15];
@@ -82,10 +84,11 @@ struct ScalarLinear {
     return acc;
   }
 
-  static float quantized_row(const uint8_t* tile, int64_t padded, int r, const int8_t* codes,
-                             const float* x_scales) noexcept {
+  static float quantized_row(const uint8_t* tile, int64_t cols, int64_t padded, int r,
+                             const int8_t* codes, const float* x_scales) noexcept {
     if constexpr (kSpec.family == Family::ternary) {
-      const int32_t acc = dot(tile, r, codes, 0, padded);
+      // Inputs are zero from `cols` on; of the padding of 20 columns not all are there.
+      const int32_t acc = dot(tile, r, codes, 0, round_up(cols, 4));
       return static_cast<float>(acc) * x_scales[0] * packed_scale(kSpec, tile, padded, r, 0);
     } else if constexpr (kSpec.family == Family::int8) {
       const float s = input_groups(tile, r, codes, x_scales, 0, padded);
@@ -139,7 +142,7 @@ struct ScalarLinear {
       const uint8_t* tile = tile_of(w, row);
       const int r = static_cast<int>(row % kTileRows);
       for (int64_t t = 0; t < x.n_tokens; ++t) {
-        y[t * y_stride + row] = quantized_row(tile, padded, r, x.codes + t * x.code_stride,
+        y[t * y_stride + row] = quantized_row(tile, w.cols, padded, r, x.codes + t * x.code_stride,
                                               x.scales + t * x.group_stride);
       }
     }

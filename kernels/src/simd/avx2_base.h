@@ -35,6 +35,17 @@ struct Avx2Base {
     const __m256i m = _mm256_set1_epi8(static_cast<char>(mask));
     return {_mm256_and_si256(a.low, m), _mm256_and_si256(a.high, m)};
   }
+  static constexpr bool kTables128 = false;
+  static QH_ALWAYS_INLINE Block set_bytes(int a) noexcept {
+    const __m256i bytes = _mm256_set1_epi8(static_cast<char>(a));
+    return {bytes, bytes};
+  }
+  static QH_ALWAYS_INLINE Block sub_bytes(Block a, Block b) noexcept {
+    return {_mm256_sub_epi8(a.low, b.low), _mm256_sub_epi8(a.high, b.high)};
+  }
+  static QH_ALWAYS_INLINE Block min_bytes(Block a, Block b) noexcept {
+    return {_mm256_min_epu8(a.low, b.low), _mm256_min_epu8(a.high, b.high)};
+  }
   template <int kBits>
   static QH_ALWAYS_INLINE Block shift_right(Block a) noexcept {
     return {_mm256_srli_epi16(a.low, kBits), _mm256_srli_epi16(a.high, kBits)};
@@ -71,6 +82,9 @@ struct Avx2Base {
   }
   static QH_ALWAYS_INLINE I32 sub(I32 a, I32 b) noexcept {
     return {_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)};
+  }
+  static QH_ALWAYS_INLINE I32 mul(I32 a, I32 b) noexcept {
+    return {_mm256_mullo_epi32(a.low, b.low), _mm256_mullo_epi32(a.high, b.high)};
   }
   static QH_ALWAYS_INLINE I32 max(I32 a, I32 b) noexcept {
     return {_mm256_max_epi32(a.low, b.low), _mm256_max_epi32(a.high, b.high)};

@@ -13,6 +13,11 @@ struct SimdVbmi : Simd {
   struct ByteTable {
     __m512i quarters[4];
   };
+  static constexpr bool kTables128 = true;
+  // table[low seven bits of the byte]; the table is aligned to 64 bytes.
+  static QH_ALWAYS_INLINE Block lookup128(Block index, const uint8_t* table) noexcept {
+    return _mm512_permutex2var_epi8(_mm512_load_si512(table), index, _mm512_load_si512(table + 64));
+  }
   // One bit per byte of a block.
   using TopBits = __mmask64;
 

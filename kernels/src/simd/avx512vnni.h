@@ -39,6 +39,18 @@ struct Simd {
   static QH_ALWAYS_INLINE Block and_mask(Block a, uint8_t mask) noexcept {
     return _mm512_and_si512(a, _mm512_set1_epi8(static_cast<char>(mask)));
   }
+  // Whether there is lookup128.
+  static constexpr bool kTables128 = false;
+  static QH_ALWAYS_INLINE Block set_bytes(int a) noexcept {
+    return _mm512_set1_epi8(static_cast<char>(a));
+  }
+  // Differences wrap around; the smaller of unsigned bytes.
+  static QH_ALWAYS_INLINE Block sub_bytes(Block a, Block b) noexcept {
+    return _mm512_sub_epi8(a, b);
+  }
+  static QH_ALWAYS_INLINE Block min_bytes(Block a, Block b) noexcept {
+    return _mm512_min_epu8(a, b);
+  }
   static QH_ALWAYS_INLINE Block xor_mask(Block a, uint8_t mask) noexcept {
     return _mm512_xor_si512(a, _mm512_set1_epi8(static_cast<char>(mask)));
   }
@@ -118,6 +130,8 @@ struct Simd {
   static QH_ALWAYS_INLINE I32 set_i32(int32_t a) noexcept { return _mm512_set1_epi32(a); }
   static QH_ALWAYS_INLINE I32 add(I32 a, I32 b) noexcept { return _mm512_add_epi32(a, b); }
   static QH_ALWAYS_INLINE I32 sub(I32 a, I32 b) noexcept { return _mm512_sub_epi32(a, b); }
+  // The low 32 bits of products.
+  static QH_ALWAYS_INLINE I32 mul(I32 a, I32 b) noexcept { return _mm512_mullo_epi32(a, b); }
   static QH_ALWAYS_INLINE I32 max(I32 a, I32 b) noexcept { return _mm512_max_epi32(a, b); }
   static QH_ALWAYS_INLINE I32 min(I32 a, I32 b) noexcept { return _mm512_min_epi32(a, b); }
   template <int kBits>

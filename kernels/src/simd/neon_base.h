@@ -29,6 +29,16 @@ struct NeonBase {
     const uint8x16_t m = vdupq_n_u8(mask);
     return each<Block>([&](int i) { return vandq_u8(a.val[i], m); });
   }
+  static constexpr bool kTables128 = false;
+  static QH_ALWAYS_INLINE Block set_bytes(int a) noexcept {
+    return each<Block>([&](int) { return vdupq_n_u8(static_cast<uint8_t>(a)); });
+  }
+  static QH_ALWAYS_INLINE Block sub_bytes(Block a, Block b) noexcept {
+    return each<Block>([&](int i) { return vsubq_u8(a.val[i], b.val[i]); });
+  }
+  static QH_ALWAYS_INLINE Block min_bytes(Block a, Block b) noexcept {
+    return each<Block>([&](int i) { return vminq_u8(a.val[i], b.val[i]); });
+  }
   template <int kBits>
   static QH_ALWAYS_INLINE Block shift_right(Block a) noexcept {
     return each<Block>([&](int i) {
@@ -71,6 +81,9 @@ struct NeonBase {
   }
   static QH_ALWAYS_INLINE I32 sub(I32 a, I32 b) noexcept {
     return each<I32>([&](int i) { return vsubq_s32(a.val[i], b.val[i]); });
+  }
+  static QH_ALWAYS_INLINE I32 mul(I32 a, I32 b) noexcept {
+    return each<I32>([&](int i) { return vmulq_s32(a.val[i], b.val[i]); });
   }
   static QH_ALWAYS_INLINE I32 max(I32 a, I32 b) noexcept {
     return each<I32>([&](int i) { return vmaxq_s32(a.val[i], b.val[i]); });

@@ -11,6 +11,7 @@
 #include "families/int8.h"
 #include "families/lut4.h"
 #include "families/ternary.h"
+#include "families/ternary5.h"
 #include "kernel_table.h"
 #include "tiles/tile_config.h"
 
@@ -68,15 +69,25 @@ struct TilePass {
   }
 };
 
+template <typename V, FormatId kFormat, bool kDense>
+struct TernaryRows {
+  using Type = Ternary<V, kFormat>;
+};
+template <typename V, FormatId kFormat>
+struct TernaryRows<V, kFormat, true> {
+  using Type = Ternary5<V, kFormat>;
+};
+
 // Formats without groups: int32 sums over the whole row. Two row tiles by 32 tokens at a time, so
 // that every register that is loaded is used twice.
 template <typename V, typename Tiles, FormatId kFormat>
 struct WholeRowTiles {
-  using Rows = Ternary<V, kFormat>;
+  using Rows = typename TernaryRows<V, kFormat, is_dense_ternary(spec_of(kFormat))>::Type;
   static constexpr const FormatSpec& kSpec = spec_of(kFormat);
   static constexpr int kRowTiles = 2;
-  static constexpr int64_t kStep = 64;    // columns of one product
-  static constexpr int64_t kPanel = 512;  // columns that are unpacked before tokens pass over them
+  static constexpr int64_t kStep = 64;  // columns of one product
+  // Columns that are unpacked before tokens pass over them: whole blocks and whole products.
+  static constexpr int64_t kPanel = kSpec.block_columns == 20 ? 640 : 512;
 
   // Registers: sums 0..3 (row tile, token block), inputs 4..5, weights 6..7.
   static constexpr TileConfig config() noexcept {
@@ -142,7 +153,9 @@ struct WholeRowTiles {
         tiles.template load<2 * r + b>(scratch.sums[r][t + b * kTileTokens], 64);
       }
     });
-    for (int64_t c = 0; c < n; c += kStep) {
+    // Rows of inputs end with a whole product, but maybe before the padding of the weights.
+    const int64_t end = n < stride - k ? n : stride - k;
+    for (int64_t c = 0; c < end; c += kStep) {
       for_indices<T>([&](auto b) {
         constexpr int kBlock = decltype(b)::value;
         tiles.template load<4 + kBlock>(codes + kBlock * kTileTokens * stride + c, stride);

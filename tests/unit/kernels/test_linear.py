@@ -11,7 +11,7 @@ from qh_kernels.decoder import Matrix
 from qh_runtime import formats
 from tests.support import kernel_arithmetic as arithmetic
 
-PACKED = ("ternary", "int8", *arithmetic.LUT4)
+PACKED = ("ternary", "ternary5", "int8", *arithmetic.LUT4)
 DENSE = ("f32", "f16", "bf16")
 SHAPES = [(1, 1), (15, 31), (16, 32), (17, 33), (40, 128), (33, 129), (16, 515), (70, 1000)]
 
@@ -34,13 +34,13 @@ def packed(name: str, rows: int, cols: int, seed: int = 0) -> tuple[Matrix, np.n
 
 
 def quantized(name: str, x: np.ndarray) -> QuantizedTokens:
-    return arithmetic.quantize_token(x) if name == "ternary" else arithmetic.quantize_groups(x)
+    return arithmetic.quantize_token(x) if name.startswith("ternary") else arithmetic.quantize_groups(x)
 
 
 def expected_product(
     name: str, codes: np.ndarray, scales: np.ndarray, x: QuantizedTokens
 ) -> np.ndarray:
-    if name == "ternary":
+    if name.startswith("ternary"):
         return arithmetic.ternary_product(codes, scales, x)
     group = formats.get(name).group_size
     if name in arithmetic.LUT4:
@@ -69,7 +69,7 @@ def test_largest_sums_do_not_overflow(isa: str, name: str) -> None:
         integers = arithmetic.LUT4[name][0]
         low, high = integers.index(min(integers)), integers.index(max(integers))
     else:
-        low, high = {"ternary": (-1, 1), "int8": (-127, 127)}[name]
+        low, high = {"ternary": (-1, 1), "ternary5": (-1, 1), "int8": (-127, 127)}[name]
     sample, scales = spec.quantize(np.ones((rows, cols), np.float32))
     extremes = np.where(np.arange(rows)[:, None] % 2 == 0, low, high)
     codes = np.repeat(extremes, cols, axis=1).astype(sample.dtype)
@@ -151,5 +151,5 @@ def test_non_finite_activations_reach_the_output(isa: str, name: str) -> None:
     matrix, _, _ = packed(name, 16, 64)
     x = np.ones((1, 64), np.float32)
     x[0, 40] = np.inf
-    codes = (cpu.quantize_token if name == "ternary" else cpu.quantize_groups)(x, isa=isa)
+    codes = (cpu.quantize_token if name.startswith("ternary") else cpu.quantize_groups)(x, isa=isa)
     assert np.isnan(cpu.linear_quantized(matrix, codes, isa=isa)).all()
