@@ -4,6 +4,9 @@ Rules, in one place:
 
 - Without a pack format every matrix keeps what the checkpoint holds: dense matrices are mapped
   where they lie, BitNet layers become `ternary`.
+- Where they are too many for any cache and the processor takes five to a byte apart fast enough,
+  they become `ternary5`, which is a fifth fewer bytes to read for each token. The processor alone
+  decides, not the instruction set that somebody asks for: one model has one pack.
 - With one, dense linear layers take it; layers that the checkpoint holds in codes keep their codes.
 - Embedding and head take int8 when the pack format is a packed one (a tied int8 head is a large
   share of the bytes read per token, and 8 bits lose nothing that 4-bit layers would not), else the
@@ -17,9 +20,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from qh_kernels import isa as instruction_sets
 from qh_runtime.architectures.base import DecoderSpec, LinearSpec
 from qh_runtime.checkpoints.layouts import Layout
 from qh_runtime.checkpoints.layouts.dense import DenseLayout, check_shape, dense_format
@@ -39,6 +43,11 @@ _HEAD = "lm_head.weight"
 _SCAN_FORMAT = "int4_g32"
 # Below this a head is a small share of a model.
 _SCAN_VOCAB = 16384
+# Ternary layers of so many bytes at two bits come from memory and not from a cache.
+_DENSE_TERNARY_BYTES = 256 << 20
+# With tables of 128 bytes in registers: 25 GB/s and core, more than a core's share of the memory.
+# Without, 10 to 15, where two bits give 27 to 43 (Zen 4, November 2026; kernels/README.md).
+_DENSE_TERNARY_ISAS = frozenset({"avx512vbmi", "amx"})
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ class MatrixPlan:
 
 def pack_formats() -> tuple[str, ...]:
     """Weight formats that a dense model can be packed to."""
-    return tuple(x for x in names() if x != "ternary" and get(x).family != "codebook")
+    return tuple(x for x in names() if get(x).family not in ("ternary", "codebook"))
 
 
 def plan_matrices(
@@ -100,7 +109,7 @@ def plan_matrices(
         raise PlanError(
             f"pack: expected one of {', '.join(pack_formats())}, found {quoted(pack)}",
             hint="ternary weights need a model that was trained ternary"
-            if pack == "ternary"
+            if pack.startswith("ternary")
             else "codebooks need a model that was quantized with them"
             if pack in names()
             else "choose one of these",
@@ -115,11 +124,26 @@ def plan_matrices(
         planned.extend(_plan(linear, source, layout, pack) for linear in layer.linears)
     if not spec.tied_head:
         planned.append(_plan(spec.head, source, dense, table_pack))
+    planned = _with_dense_ternary(planned)
     scan = _scan(spec, planned[0] if spec.tied_head else planned[-1])
     packs = any(x.repacked for x in planned)
     if head_scan == "always" or (packs and spec.vocab_size >= _SCAN_VOCAB):
         planned.append(scan)
     return tuple(planned)
+
+
+def _with_dense_ternary(planned: list[MatrixPlan]) -> list[MatrixPlan]:
+    """The same with ternary5 in place of ternary where that is faster."""
+    total = sum(x.nbytes for x in planned if x.format == "ternary")
+    if total < _DENSE_TERNARY_BYTES:
+        return planned
+    if _DENSE_TERNARY_ISAS.isdisjoint(instruction_sets.available()):
+        return planned
+    dense = get("ternary5")
+    return [
+        replace(x, format=dense.name, nbytes=dense.nbytes(x.shape)) if x.format == "ternary" else x
+        for x in planned
+    ]
 
 
 def _scan(spec: DecoderSpec, head: MatrixPlan) -> MatrixPlan:
