@@ -39,7 +39,9 @@ constexpr int64_t codebook_bytes(const FormatSpec& spec) noexcept {
 }
 
 // Tables: 64 bytes with the largest weight come first.
-constexpr int64_t codebooks_at(const FormatSpec& spec) noexcept { return has_tables(spec) ? 64 : 0; }
+constexpr int64_t codebooks_at(const FormatSpec& spec) noexcept {
+  return has_tables(spec) ? 64 : 0;
+}
 
 constexpr int64_t row_factors_at(const FormatSpec& spec) noexcept {
   return codebooks_at(spec) + codebook_bytes(spec);
@@ -69,8 +71,8 @@ static_assert(codebook_nbytes(spec_of(FormatId::aqlm_2x8_g8), 65, 33) ==
 static_assert(codebook_nbytes(spec_of(FormatId::aqlm_1x16_g8), 17, 33) ==
               65536 * 8 + 32 * 4 + 2 * 2 * 4 * 32);
 
-// Where the 64 rows of a block of table codes are: byte 16a + 4b + c belongs to row 16b + 4a + c, so
-// that four such blocks interleave to blocks of 16 rows in order.
+// Where the 64 rows of a block of table codes are: byte 16a + 4b + c belongs to row 16b + 4a + c,
+// so that four such blocks interleave to blocks of 16 rows in order.
 constexpr int64_t byte_of_row(int64_t row) noexcept {
   return row / 4 % 4 * 16 + row / 16 % 4 * 4 + row % 4;
 }
@@ -157,8 +159,7 @@ QH_ALWAYS_INLINE int32_t codebook_entry(const FormatSpec& spec, const uint8_t* m
   if (has_tables(spec)) {
     return load_i16(books + ((codebook * (spec.group / 2) + j / 2) * 256 + code) * 4 + j % 2 * 2);
   }
-  return static_cast<int8_t>(
-      books[((codebook << spec.code_bits) + code) * spec.group + j]);
+  return static_cast<int8_t>(books[((codebook << spec.code_bits) + code) * spec.group + j]);
 }
 
 // The code of a row, in its group of columns `group`. Codes beyond the codebook are cut off.

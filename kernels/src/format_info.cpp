@@ -7,7 +7,7 @@ namespace qh {
 namespace {
 
 constexpr const char* kIsaNames[] = {"scalar",     "avx2", "avx512vnni",
-                                      "avx512vbmi", "neon", "neon_dotprod"};
+                                     "avx512vbmi", "neon", "neon_dotprod"};
 
 }  // namespace
 

@@ -37,7 +37,8 @@ inline constexpr int kFormatCount = 16;
 enum class Activation : int32_t { silu, relu2 };
 enum class KvType : int32_t { f16, f32 };
 
-// Rows per tile of every packed format but codebooks with tables (row_unit in formats.h): one 512-bit register of int32 accumulators.
+// Rows per tile of every packed format but codebooks with tables (row_unit in formats.h): one
+// 512-bit register of int32 accumulators.
 inline constexpr int64_t kTileRows = 16;
 // Inputs that share one int8 activation scale (all packed families except ternary).
 inline constexpr int64_t kActivationGroup = 32;
@@ -66,10 +67,11 @@ struct QuantizedActivations {
 };
 
 // y[t * y_stride + r] = sum_k W[r, k] * x[t, k] for rows [row_begin, row_end).
-// row_begin is a multiple of row_unit (formats.h); row_end is one too, or equals rows. Dense formats
-// take any. The result for a token does not depend on n_tokens: prefill equals decode bit for bit.
-// The exception are codebooks with tables: with kBlockTokens tokens or more (codebook_layout.h) they
-// multiply rounded weights in place of rounded tables; scalar/codebook.h defines both.
+// row_begin is a multiple of row_unit (formats.h); row_end is one too, or equals rows. Dense
+// formats take any. The result for a token does not depend on n_tokens: prefill equals decode bit
+// for bit. The exception are codebooks with tables: with kBlockTokens tokens or more
+// (codebook_layout.h) they multiply rounded weights in place of rounded tables; scalar/codebook.h
+// defines both.
 using LinearQuantized = void (*)(const MatrixView& w, const QuantizedActivations& x, float* y,
                                  int64_t y_stride, int64_t row_begin, int64_t row_end) noexcept;
 // The same with float32 activations (n_tokens, x_stride); rows of x are zero-padded to x_stride.
@@ -79,8 +81,8 @@ using LinearF32 = void (*)(const MatrixView& w, const float* x, int64_t x_stride
 using UnpackRow = void (*)(const MatrixView& w, int64_t row, float* out) noexcept;
 
 // Products that are split by columns, where every split by rows would repeat work. One token:
-// part[r] = what the columns of `block` add to y[r] for rows [row_begin, row_end), without the row's
-// scale; part has room for all row_unit rows of the last tile.
+// part[r] = what the columns of `block` add to y[r] for rows [row_begin, row_end), without the
+// row's scale; part has room for all row_unit rows of the last tile.
 using LinearPart = void (*)(const MatrixView& w, const QuantizedActivations& x, int64_t block,
                             float* part, int64_t row_begin, int64_t row_end) noexcept;
 // y[r] = what linear_quantized gives, from the parts of all column blocks, part_stride apart.

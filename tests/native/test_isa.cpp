@@ -264,8 +264,8 @@ void test_parts(const KernelTable& plain, const KernelTable& table, const Case& 
   const Activations x(c, random, false);
   const qh::MatrixView w{data.data(), c.rows, c.cols, c.spec->id};
   Buffer<float> expected(c.rows);
-  plain.formats[static_cast<int32_t>(c.spec->id)].linear_quantized(
-      w, x.view(0, 1), expected.data(), c.rows, 0, c.rows);
+  plain.formats[static_cast<int32_t>(c.spec->id)].linear_quantized(w, x.view(0, 1), expected.data(),
+                                                                   c.rows, 0, c.rows);
   const int64_t unit = qh::row_unit(*c.spec);
   const int64_t stride = qh::round_up(c.rows, unit);
   const int64_t blocks = (c.cols + 1023) / 1024;

@@ -81,8 +81,8 @@ LinearBenchResult run(const LinearBench& bench) {
                                          group_stride, sum_stride,    bench.n_tokens};
   std::vector<float> y(static_cast<size_t>(bench.n_tokens * bench.rows));
 
-  // Products by column blocks: a unit is a block times a range of rows. Every thread has parts of its
-  // own to add up, of which it fills in its share.
+  // Products by column blocks: a unit is a block times a range of rows. Every thread has parts of
+  // its own to add up, of which it fills in its share.
   const bool by_parts = kernels.linear_part != nullptr && bench.n_tokens == 1;
   const int64_t unit_rows = row_unit(spec_of(bench.format));
   const int64_t part_stride = round_up(bench.rows, unit_rows);

@@ -37,10 +37,10 @@ struct Scratch {
   float* product;       // (batch, intermediate_stride): act(gate) * up
   float* parts;         // (part_capacity): parts of products by column blocks, one token
   int64_t part_capacity;
-  float* logits;        // (vocab_size)
-  float* block_best;    // (2 * best_blocks): the largest logit of each block; see best_rows.h
-  int32_t* best;        // (best_capacity): candidates for the best rows
-  float* scores;        // (threads, score_stride): attention scores of one head per thread
+  float* logits;      // (vocab_size)
+  float* block_best;  // (2 * best_blocks): the largest logit of each block; see best_rows.h
+  int32_t* best;      // (best_capacity): candidates for the best rows
+  float* scores;      // (threads, score_stride): attention scores of one head per thread
   int64_t score_stride;
   float* cos;  // (context_length, head_dim / 2), filled as positions are reached
   float* sin;  // (context_length, head_dim / 2)

@@ -32,9 +32,7 @@ struct CodebookTables {
     alignas(64) int16_t entries[kLookups][256];
   };
 
-  static const uint8_t* books(const MatrixView& w) noexcept {
-    return w.data + codebooks_at(kSpec);
-  }
+  static const uint8_t* books(const MatrixView& w) noexcept { return w.data + codebooks_at(kSpec); }
 
   static QH_ALWAYS_INLINE void make_tables(const uint8_t* codebooks, const int8_t* x,
                                            Tables& tables) noexcept {
@@ -113,8 +111,7 @@ struct CodebookTables {
     int16_t* table = tables.entries[group * kBooks + m];
     for (int c = 0; c < 256; ++c) {
       const int32_t entry = dots[c] >> kSpec.table_shift;
-      table[c] =
-          static_cast<int16_t>(entry > 32767 ? 32767 : entry < -32768 ? -32768 : entry);
+      table[c] = static_cast<int16_t>(entry > 32767 ? 32767 : entry < -32768 ? -32768 : entry);
     }
   }
 

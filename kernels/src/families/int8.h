@@ -30,8 +30,8 @@ struct Int8 {
     for (int t = 0; t < T; ++t) results[t] = V::mul(totals[t], row_scales);
   }
 
-  // totals += x_scale * (float)acc of n_groups groups of 32 columns, in order. A weight is the sum of
-  // kPlanes codes; the blocks of a plane are plane_bytes behind those of the one before.
+  // totals += x_scale * (float)acc of n_groups groups of 32 columns, in order. A weight is the sum
+  // of kPlanes codes; the blocks of a plane are plane_bytes behind those of the one before.
   template <int T, int kPlanes = 1>
   static QH_ALWAYS_INLINE void add_groups(const uint8_t* blocks, int64_t plane_bytes,
                                           int64_t n_groups, const TokenBlock& in,

@@ -30,9 +30,6 @@ struct SimdVbmi : Simd {
     return _mm512_mask_blend_epi8(top, low, high);
   }
 
-  static QH_ALWAYS_INLINE void store_block(uint8_t* p, Block a) noexcept {
-    _mm512_store_si512(p, a);
-  }
   // Interleaves the lower or upper 8 bytes of every 16 of a and b, by bytes or by pairs.
   static QH_ALWAYS_INLINE Block zip_low(Block a, Block b) noexcept {
     return _mm512_unpacklo_epi8(a, b);
@@ -58,8 +55,8 @@ struct SimdVbmi : Simd {
     return _mm512_dpwssd_epi32(acc, a, b);
   }
   static QH_ALWAYS_INLINE Block set_words(int32_t even, int32_t odd) noexcept {
-    return _mm512_set1_epi32((even & 0xffff) | static_cast<int32_t>(static_cast<uint32_t>(odd)
-                                                                    << 16));
+    return _mm512_set1_epi32((even & 0xffff) |
+                             static_cast<int32_t>(static_cast<uint32_t>(odd) << 16));
   }
   static QH_ALWAYS_INLINE I32 load_i32(const int32_t* p) noexcept { return _mm512_load_si512(p); }
   static QH_ALWAYS_INLINE void store_i32(int32_t* p, I32 a) noexcept { _mm512_store_si512(p, a); }
@@ -80,8 +77,8 @@ struct SimdVbmi : Simd {
   // 0: those of words 0..3 of every 8, 1: of words 4..7.
   template <int kHalf>
   static QH_ALWAYS_INLINE I32 rows_of(I32 even, I32 odd) noexcept {
-    const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13,
-                                            29);
+    const __m512i first =
+        _mm512_setr_epi32(0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
     const __m512i order = _mm512_add_epi32(first, _mm512_set1_epi32(2 * kHalf));
     return _mm512_permutex2var_epi32(even, order, odd);
   }
@@ -89,10 +86,10 @@ struct SimdVbmi : Simd {
  private:
   // Of 64 int16 that packs leaves in two registers: where the low byte of each is.
   alignas(64) static constexpr uint8_t kPackOrder[64] = {
-      0,  2,  4,  6,  16, 18, 20, 22, 32, 34, 36, 38, 48,  50,  52,  54,  8,  10,  12,  14,  24, 26,
-      28, 30, 40, 42, 44, 46, 56, 58, 60, 62, 64, 66, 68,  70,  80,  82,  84, 86,  96,  98,  100,
-      102, 112, 114, 116, 118, 72, 74, 76, 78, 88, 90, 92, 94, 104, 106, 108, 110, 120, 122, 124,
-      126};
+      0,  2,  4,  6,  16, 18, 20, 22, 32,  34,  36,  38,  48,  50,  52,  54,
+      8,  10, 12, 14, 24, 26, 28, 30, 40,  42,  44,  46,  56,  58,  60,  62,
+      64, 66, 68, 70, 80, 82, 84, 86, 96,  98,  100, 102, 112, 114, 116, 118,
+      72, 74, 76, 78, 88, 90, 92, 94, 104, 106, 108, 110, 120, 122, 124, 126};
 };
 
 }  // namespace

@@ -67,7 +67,8 @@ struct Simd {
     return _mm512_dpbusd_epi32(acc, codes, x);
   }
   static QH_ALWAYS_INLINE I32 widen(Narrow acc) noexcept { return acc; }
-  // Vectors of 8 bytes, or 4 vectors of 16, one after the other: what codes stand for in a codebook.
+  // Vectors of 8 bytes, or 4 vectors of 16, one after the other: what codes stand for in a
+  // codebook.
   template <int kBytes, int kMask>
   static QH_ALWAYS_INLINE Block load_vectors(const uint8_t* book, const uint16_t* codes) noexcept {
     if constexpr (kBytes == 16) {
@@ -95,13 +96,15 @@ struct Simd {
       return _mm512_set1_epi64(eight);
     }
   }
-  // Sums of neighbours: 8 of a, then 8 of b.
-  static QH_ALWAYS_INLINE I32 pair_sums(I32 a, I32 b) noexcept {
+  // Every second int32: 8 of a, then 8 of b. kOdd: the others.
+  template <int kOdd>
+  static QH_ALWAYS_INLINE I32 every_second(I32 a, I32 b) noexcept {
     const __m512i even =
         _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-    return _mm512_add_epi32(_mm512_permutex2var_epi32(a, even, b),
-                            _mm512_permutex2var_epi32(a, odd, b));
+    return _mm512_permutex2var_epi32(a, _mm512_add_epi32(even, _mm512_set1_epi32(kOdd)), b);
+  }
+  static QH_ALWAYS_INLINE void store_block(uint8_t* p, Block a) noexcept {
+    _mm512_store_si512(p, a);
   }
   // Sub-column t of every row, sign-extended.
   template <int kByte>
@@ -216,9 +219,8 @@ struct Simd {
   static QH_ALWAYS_INLINE __m128i two_vectors(const uint8_t* book, const uint16_t* codes) noexcept {
     const __m128i first =
         _mm_loadl_epi64(reinterpret_cast<const __m128i*>(book + (codes[0] & kMask) * 8));
-    return _mm_castpd_si128(
-        _mm_loadh_pd(_mm_castsi128_pd(first),
-                     reinterpret_cast<const double*>(book + (codes[1] & kMask) * 8)));
+    return _mm_castpd_si128(_mm_loadh_pd(
+        _mm_castsi128_pd(first), reinterpret_cast<const double*>(book + (codes[1] & kMask) * 8)));
   }
   // 16 lanes to 4: halves added, twice.
   static QH_ALWAYS_INLINE __m128 fold(F32 a) noexcept {
