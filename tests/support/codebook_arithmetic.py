@@ -1,4 +1,4 @@
-"""Products with codebook matrices in NumPy, written from their definition and not from the C++ code.
+"""Products with codebook matrices in NumPy, from their definition and not from the C++ code.
 
 float32, one rounding for each operation, in the stated order; integers are exact.
 """
@@ -89,20 +89,15 @@ def _by_sums(codes: NDArray[Any], books: I64, x: QuantizedTokens) -> F32:
     return s
 
 
-def _narrow_product(
-    codes: NDArray[Any], factors: F32, books: I64, x: QuantizedTokens
-) -> F32:
+def _narrow_product(codes: NDArray[Any], factors: F32, books: I64, x: QuantizedTokens) -> F32:
     weights, step = narrow_weights(codes, books)
     inputs, spans = _inputs(x, weights.shape[1])
     by_span = _padded(weights, spans)
-    y = np.zeros((len(inputs), len(codes)), np.float32)
-    for begin in range(0, spans, 32):
-        s = np.zeros_like(y)
-        for g in range(begin, min(begin + 32, spans)):
-            acc = inputs[:, g] @ by_span[:, g].T
-            s = s + x.scales[:, g : g + 1] * acc.astype(np.float32)
-        y = y + s * (factors * step)
-    return y
+    s = np.zeros((len(inputs), len(codes)), np.float32)
+    for g in range(spans):
+        acc = inputs[:, g] @ by_span[:, g].T
+        s = s + x.scales[:, g : g + 1] * acc.astype(np.float32)
+    return s * (factors * step)
 
 
 def _by_tables(codes: NDArray[Any], books: I64, shift: int, x: QuantizedTokens) -> F32:

@@ -178,7 +178,9 @@ class CodebookContract(FormatContract):
         shape = (33, 4 * 32)
         codes, scales = self.codes_and_scales(self.rng(), shape)
         factors, entries = self.spec.split(scales, 33)
-        codebooks = torch.from_numpy(entries.astype(np.float32)).reshape(books, 1 << bits, 1, vector)
+        codebooks = torch.from_numpy(entries.astype(np.float32)).reshape(
+            books, 1 << bits, 1, vector
+        )
         dequantized = _dequantize_weight(
             torch.from_numpy(codes.astype(np.int64)),
             codebooks,

@@ -1,4 +1,4 @@
-// codebook_narrow.h: many tokens times a matrix of a table format. 64 rows of a column block become
+// codebook_narrow.h: many tokens times a matrix of a table format. Some columns of 64 rows become
 // int8 weights in the layout of int8 (in the cache), which the kernel of int8 multiplies.
 #pragma once
 
@@ -13,21 +13,20 @@ struct CodebookNarrow {
   using F32 = typename V::F32;
   using Multiply = Int8<V, FormatId::int8>;
   static constexpr const FormatSpec& kSpec = spec_of(kFormat);
-  static constexpr int64_t kLookups = lookups(kSpec);
   static constexpr int kGroups = static_cast<int>(kSpan / kSpec.group);
   static constexpr int kBooks = kSpec.codebooks;
   static constexpr bool kInRegisters = requires { typename V::ByteTable; };
-  static constexpr int64_t kColumns = kSpan * kBlockSpans;
   static constexpr int64_t kTiles = kLookupRows / kTileRows;
-  static constexpr int64_t kTileBytes = kColumns * kTileRows + kTileRows * 4;
+  // Spans unpacked at a time, as many as leave sums of many tokens alone for a while: 64 KiB.
+  static constexpr int64_t kSpans = 32;
 
   // Narrowed codebooks: [codebook][column of the group][256].
   struct Books {
     alignas(64) int8_t entries[kBooks][kSpec.group][256];
   };
-  // 4 tiles of 16 rows in the layout of int8.
+  // Tiles of 16 rows in the layout of int8, without its scales.
   struct Rows {
-    alignas(64) uint8_t tiles[kTiles][kTileBytes];
+    alignas(64) uint8_t tiles[kTiles][kSpan * kSpans * kTileRows];
   };
 
   static void narrow_books(const MatrixView& w, int32_t multiplier, Books& books) noexcept {
@@ -41,7 +40,8 @@ struct CodebookNarrow {
     }
   }
 
-  // Columns 4q..4q+3 of a group of the span at `column` of the block.
+  // Columns 4q..4q+3 of a group, which begins at `column` of the columns here. codes: of the
+  // group's first codebook, those of the next are stride further.
   static QH_ALWAYS_INLINE void quad(const uint8_t* codes, int64_t stride, const Books& books, int q,
                                     int64_t column, Rows& rows) noexcept {
     if constexpr (kInRegisters) {
@@ -82,10 +82,11 @@ struct CodebookNarrow {
     }
   }
 
-  static void unpack(const MatrixView& w, int64_t row, int64_t span, int64_t spans,
-                     const Books& books, Rows& rows) noexcept {
+  // n spans from `span` on, of 64 rows.
+  static void unpack(const MatrixView& w, int64_t row, int64_t span, int64_t n, const Books& books,
+                     Rows& rows) noexcept {
     const uint8_t* codes = w.data + codes_at(kSpec, w.rows);
-    for (int64_t i = 0; i < spans; ++i) {
+    for (int64_t i = 0; i < n; ++i) {
       const LookupPlace place = lookup_place(kSpec, w.rows, span + i, row);
       for (int group = 0; group < kGroups; ++group) {
         const uint8_t* at = codes + place.at + group * kBooks * place.stride;
@@ -96,25 +97,28 @@ struct CodebookNarrow {
     }
   }
 
+  // The products of n spans from `span` on, on top of those before; the last ones are scaled.
   template <int T>
-  static QH_ALWAYS_INLINE void tokens(const uint8_t* tile, int64_t columns,
-                                      const QuantizedActivations& x, int64_t token, int64_t column,
-                                      bool first, float* y, int64_t y_stride,
-                                      int64_t n_rows) noexcept {
-    const TokenBlock in{x.codes + token * x.code_stride + column,
-                        x.scales + token * x.group_stride + column / kSpan,
-                        x.sums + token * x.sum_stride + 2 * (column / kSpan),
+  static QH_ALWAYS_INLINE void tokens(const uint8_t* tile, int64_t span, int64_t n, bool last,
+                                      const QuantizedActivations& x, int64_t token, F32 factors,
+                                      float* y, int64_t y_stride, int n_rows) noexcept {
+    const TokenBlock in{x.codes + token * x.code_stride + span * kSpan,
+                        x.scales + token * x.group_stride + span,
+                        x.sums + token * x.sum_stride + 2 * span,
                         x.code_stride,
                         x.group_stride,
                         x.sum_stride};
-    F32 results[T];
-    Multiply::template tile<T>(tile, columns, in, results);
-    const int n = n_rows < kTileRows ? static_cast<int>(n_rows) : static_cast<int>(kTileRows);
+    float* out = y + token * y_stride;
+    F32 totals[T];
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
-      float* out = y + (token + t) * y_stride;
-      const F32 before = first ? V::zero() : V::load_partial(out, n);
-      V::store_partial(out, V::add(before, results[t]), n);
+      totals[t] = span == 0 ? V::zero() : V::load_partial(out + t * y_stride, n_rows);
+    }
+    Multiply::template add_groups<T>(tile, 0, n, in, totals);
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      const F32 result = last ? V::mul(totals[t], factors) : totals[t];
+      V::store_partial(out + t * y_stride, result, n_rows);
     }
   }
 
@@ -126,30 +130,28 @@ struct CodebookNarrow {
     const int64_t spans = round_up(w.cols, kSpan) / kSpan;
     Rows rows;
     for (int64_t row = row_begin; row < row_end; row += kLookupRows) {
-      for (int64_t span = 0; span < spans; span += kBlockSpans) {
-        const int64_t n_spans = spans - span < kBlockSpans ? spans - span : kBlockSpans;
-        unpack(w, row, span, n_spans, books, rows);
-        for (int64_t i = 0; i < kTiles && row + i * kTileRows < row_end; ++i) {
-          const int64_t at = row + i * kTileRows;
-          uint8_t* tile = rows.tiles[i];
-          float factors[kTileRows];
-          for (int64_t r = 0; r < kTileRows; ++r) {
-            factors[r] = row_factor(kSpec, w, at + r) * narrow.step;
-          }
-          __builtin_memcpy(tile + n_spans * kSpan * kTileRows, factors, sizeof factors);
-          float* out = y + at;
-          const int64_t columns = n_spans * kSpan;
-          const int64_t column = span * kSpan;
-          const bool first = span == 0;
+      const int64_t n_rows = row_end - row < kLookupRows ? row_end - row : kLookupRows;
+      for (int64_t span = 0; span < spans; span += kSpans) {
+        const int64_t n = spans - span < kSpans ? spans - span : kSpans;
+        unpack(w, row, span, n, books, rows);
+        for (int64_t at = 0; at < n_rows; at += kTileRows) {
+          const uint8_t* tile = rows.tiles[at / kTileRows];
+          const uint8_t* stored = w.data + row_factors_at(kSpec) + 4 * (row + at);
+          const F32 factors =
+              V::mul(V::load(reinterpret_cast<const float*>(stored)), V::set(narrow.step));
+          const int n_out =
+              n_rows - at < kTileRows ? static_cast<int>(n_rows - at) : static_cast<int>(kTileRows);
+          const bool last = span + kSpans >= spans;
+          float* out = y + row + at;
           int64_t t = 0;
           for (; t + V::kTokens <= x.n_tokens; t += V::kTokens) {
-            tokens<V::kTokens>(tile, columns, x, t, column, first, out, y_stride, row_end - at);
+            tokens<V::kTokens>(tile, span, n, last, x, t, factors, out, y_stride, n_out);
           }
           for (; t + 2 <= x.n_tokens; t += 2) {
-            tokens<2>(tile, columns, x, t, column, first, out, y_stride, row_end - at);
+            tokens<2>(tile, span, n, last, x, t, factors, out, y_stride, n_out);
           }
           for (; t < x.n_tokens; ++t) {
-            tokens<1>(tile, columns, x, t, column, first, out, y_stride, row_end - at);
+            tokens<1>(tile, span, n, last, x, t, factors, out, y_stride, n_out);
           }
         }
       }

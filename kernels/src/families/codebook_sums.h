@@ -24,9 +24,16 @@ struct CodebookSums {
   static constexpr int kMask = (1 << kSpec.code_bits) - 1;
   static constexpr int64_t kBookBytes = (int64_t{1} << kSpec.code_bits) * kGroup;
   static constexpr int64_t kSpanBytes = kGroups * kBooks * kTileRows * 2;
+  // Rows for which it pays to ask for the whole codebook first.
+  static constexpr int64_t kSweepRows = 256;
   static constexpr int64_t kColumns = kSpan * kBlockSpans;
   static constexpr int64_t kPlaneBytes = kColumns * kTileRows;
   static constexpr bool kDirect = requires(const int8_t* x) { V::template load_inputs<8>(x); };
+
+  // Sums of neighbours: 8 of a, then 8 of b.
+  static QH_ALWAYS_INLINE I32 pair_sums(I32 a, I32 b) noexcept {
+    return V::add(V::template every_second<0>(a, b), V::template every_second<1>(a, b));
+  }
 
   // The rows of a tile times one token, unscaled.
   static QH_ALWAYS_INLINE F32 one_token(const uint8_t* book, const uint8_t* codes, int64_t spans,
@@ -57,15 +64,40 @@ struct CodebookSums {
       }
       I32 rows;
       if constexpr (kParts == 2) {
-        rows = V::pair_sums(sums[0], sums[1]);
+        rows = pair_sums(sums[0], sums[1]);
       } else {
-        rows = V::pair_sums(V::pair_sums(sums[0], sums[1]), V::pair_sums(sums[2], sums[3]));
+        rows = pair_sums(pair_sums(sums[0], sums[1]), pair_sums(sums[2], sums[3]));
       }
       // Bytes were taken as unsigned, 128 too large.
       rows = V::sub(rows, V::set_i32(128 * kBooks * in.sums[2 * span]));
       total = V::add(total, V::mul(V::set(in.scales[span]), V::to_f32(rows)));
     }
     return total;
+  }
+
+  // One group of columns of a tile: kGroup / 4 blocks of int8.
+  static QH_ALWAYS_INLINE void unpack_group(const uint8_t* book, const uint8_t* codes,
+                                            uint8_t* out) noexcept {
+    constexpr int kParts = kGroup / 4;
+    typename V::Block rows[kParts];
+#pragma GCC unroll 4
+    for (int part = 0; part < kParts; ++part) {
+      rows[part] = V::template load_vectors<kGroup, kMask>(
+          book, reinterpret_cast<const uint16_t*>(codes) + part * kTileRows / kParts);
+    }
+    if constexpr (kParts == 2) {
+      V::store_block(out, V::template every_second<0>(rows[0], rows[1]));
+      V::store_block(out + 64, V::template every_second<1>(rows[0], rows[1]));
+    } else {
+      const auto even0 = V::template every_second<0>(rows[0], rows[1]);
+      const auto even1 = V::template every_second<0>(rows[2], rows[3]);
+      const auto odd0 = V::template every_second<1>(rows[0], rows[1]);
+      const auto odd1 = V::template every_second<1>(rows[2], rows[3]);
+      V::store_block(out, V::template every_second<0>(even0, even1));
+      V::store_block(out + 64, V::template every_second<0>(odd0, odd1));
+      V::store_block(out + 128, V::template every_second<1>(even0, even1));
+      V::store_block(out + 192, V::template every_second<1>(odd0, odd1));
+    }
   }
 
   // int8 weights of n spans of a tile, one plane per codebook.
@@ -75,6 +107,10 @@ struct CodebookSums {
       const int64_t m = i % kBooks;
       uint8_t* out = planes + m * kPlaneBytes + i / kBooks * kGroup * kTileRows;
       prefetch<V::kTokens>(codes + i * kTileRows * 2);
+      if constexpr (kDirect) {
+        unpack_group(book + m * kBookBytes, codes + i * kTileRows * 2, out);
+        continue;
+      }
       for (int64_t r = 0; r < kTileRows; ++r) {
         const int64_t code = load_u16(codes + (i * kTileRows + r) * 2) & kMask;
         const uint8_t* vector = book + m * kBookBytes + code * kGroup;
@@ -127,6 +163,12 @@ struct CodebookSums {
                                int64_t y_stride, int64_t row_begin, int64_t row_end) noexcept {
     const int64_t spans = round_up(w.cols, kSpan) / kSpan;
     const uint8_t* book = w.data + codebooks_at(kSpec);
+    // Front to back memory gives the codebook up several times faster than code by code.
+    if (row_end - row_begin >= kSweepRows) {
+      for (int64_t at = 0; at < codebook_bytes(kSpec); at += 64) {
+        __builtin_prefetch(book + at, 0, 2);
+      }
+    }
     for (int64_t row = row_begin; row < row_end; row += kTileRows) {
       const uint8_t* codes =
           w.data + codes_at(kSpec, w.rows) + row / kTileRows * code_tile_bytes(kSpec, w.cols);

@@ -10,8 +10,7 @@
 //       part = part + factor * (float)(sum_span weight[span] * sum[span])
 //   y = 0; for each block of 32 spans: y = y + part;  then y = y * row
 // The same formats, kBlockTokens tokens or more: with weights w8 = saturate(sum_m narrowed entry),
-//   y = 0; for each block: s = 0; for each span: s = s + x_scale * (float)sum(w8 * x)
-//                          y = y + s * (row * step)
+//   s = 0; for each span: s = s + x_scale * (float)sum(w8 * x);  y = s * (row * step)
 // Larger codebooks: acc = sum((sum_m entry) * x);
 //   s = 0; for each span: s = s + x_scale * (float)acc[span];  y = s * row
 #pragma once
@@ -77,23 +76,18 @@ struct ScalarCodebook {
     return sum;
   }
 
-  static float by_blocks(const MatrixView& w, int64_t row, const int8_t* x,
-                         const float* x_scales) noexcept {
+  static float by_narrow_weights(const MatrixView& w, int64_t row, const int8_t* x,
+                                 const float* x_scales) noexcept {
     const Narrowing narrow = narrowing(w.data);
-    const float factor = row_factor(kSpec, w, row) * narrow.step;
-    float y = 0.0f;
     float s = 0.0f;
     for (int64_t begin = 0; begin < w.cols; begin += kSpan) {
       int32_t acc = 0;
       for (int64_t k = begin; k < begin + kSpan && k < w.cols; ++k) {
         acc += narrow_weight(w, row, k, narrow.multiplier) * x[k];
       }
-      if (begin % (kSpan * kBlockSpans) == 0) s = 0.0f;
       s = s + x_scales[begin / kSpan] * static_cast<float>(acc);
-      const bool last = begin + kSpan >= w.cols;
-      if (last || (begin + kSpan) % (kSpan * kBlockSpans) == 0) y = y + s * factor;
     }
-    return y;
+    return s * (row_factor(kSpec, w, row) * narrow.step);
   }
 
   static float by_sums(const MatrixView& w, int64_t row, const int8_t* x,
@@ -121,7 +115,7 @@ struct ScalarCodebook {
         } else if (x.n_tokens < kBlockTokens) {
           *out = by_tables(w, row, codes, scales);
         } else {
-          *out = by_blocks(w, row, codes, scales);
+          *out = by_narrow_weights(w, row, codes, scales);
         }
       }
     }

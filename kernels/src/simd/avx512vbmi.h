@@ -35,9 +35,6 @@ struct SimdVbmi : Simd {
     return _mm512_mask_blend_epi8(top, low, high);
   }
 
-  static QH_ALWAYS_INLINE void store_block(uint8_t* p, Block a) noexcept {
-    _mm512_store_si512(p, a);
-  }
   // Interleaves the lower or upper 8 bytes of every 16 of a and b, by bytes or by pairs.
   static QH_ALWAYS_INLINE Block zip_low(Block a, Block b) noexcept {
     return _mm512_unpacklo_epi8(a, b);

@@ -86,18 +86,19 @@ struct Simd {
   // codebook.
   template <int kBytes, int kMask>
   static QH_ALWAYS_INLINE Block load_vectors(const uint8_t* book, const uint16_t* codes) noexcept {
+    // Calls first: without optimization the intrinsics are macros, which commas of templates upset.
     if constexpr (kBytes == 16) {
-      __m512i a = _mm512_castsi128_si512(vector<16, kMask>(book, codes));
-      a = _mm512_inserti32x4(a, vector<16, kMask>(book, codes + 1), 1);
-      __m256i b = _mm256_castsi128_si256(vector<16, kMask>(book, codes + 2));
-      b = _mm256_inserti128_si256(b, vector<16, kMask>(book, codes + 3), 1);
-      return _mm512_inserti64x4(a, b, 1);
+      const __m128i first = vector<16, kMask>(book, codes);
+      const __m128i second = vector<16, kMask>(book, codes + 1);
+      const __m128i third = vector<16, kMask>(book, codes + 2);
+      const __m128i fourth = vector<16, kMask>(book, codes + 3);
+      return join(first, second, third, fourth);
     } else {
-      __m256i a = _mm256_castsi128_si256(two_vectors<kMask>(book, codes));
-      a = _mm256_inserti128_si256(a, two_vectors<kMask>(book, codes + 2), 1);
-      __m256i b = _mm256_castsi128_si256(two_vectors<kMask>(book, codes + 4));
-      b = _mm256_inserti128_si256(b, two_vectors<kMask>(book, codes + 6), 1);
-      return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
+      const __m128i first = two_vectors<kMask>(book, codes);
+      const __m128i second = two_vectors<kMask>(book, codes + 2);
+      const __m128i third = two_vectors<kMask>(book, codes + 4);
+      const __m128i fourth = two_vectors<kMask>(book, codes + 6);
+      return join(first, second, third, fourth);
     }
   }
   // kBytes inputs, for every vector of load_vectors.
@@ -111,13 +112,12 @@ struct Simd {
       return _mm512_set1_epi64(eight);
     }
   }
-  // Sums of neighbours: 8 of a, then 8 of b.
-  static QH_ALWAYS_INLINE I32 pair_sums(I32 a, I32 b) noexcept {
+  // Every second int32: 8 of a, then 8 of b. kOdd: the others.
+  template <int kOdd>
+  static QH_ALWAYS_INLINE I32 every_second(I32 a, I32 b) noexcept {
     const __m512i even =
         _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-    return _mm512_add_epi32(_mm512_permutex2var_epi32(a, even, b),
-                            _mm512_permutex2var_epi32(a, odd, b));
+    return _mm512_permutex2var_epi32(a, _mm512_add_epi32(even, _mm512_set1_epi32(kOdd)), b);
   }
   // Sub-column t of every row, sign-extended.
   template <int kByte>
@@ -227,6 +227,11 @@ struct Simd {
   }
 
  private:
+  static QH_ALWAYS_INLINE Block join(__m128i a, __m128i b, __m128i c, __m128i d) noexcept {
+    const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(a), b, 1);
+    const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(c), d, 1);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+  }
   template <int kBytes, int kMask>
   static QH_ALWAYS_INLINE __m128i vector(const uint8_t* book, const uint16_t* code) noexcept {
     return _mm_loadu_si128(reinterpret_cast<const __m128i*>(book + (*code & kMask) * kBytes));

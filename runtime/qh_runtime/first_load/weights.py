@@ -123,22 +123,27 @@ def compare_with_source(
     tables = {spec.embedding, spec.head.name}
     dense_left, coded_left = _DENSE_WEIGHTS, _CODED_WEIGHTS
     order = random.Random(_SEED).sample(packed.matrices, len(packed.matrices))
-    order.sort(key=lambda plan: plan.rows * plan.cols if _is_ternary(plan) else 0)
+    order.sort(key=lambda plan: plan.rows * plan.cols if _is_coded(plan) else 0)
     for plan in order:
         if not plan.repacked:
             continue
         if not source.holds(f"{plan.module}.weight"):
             # Removed after all of the pack was compared with it.
             continue
-        if _is_ternary(plan):
+        if _is_coded(plan):
             coded_left -= plan.rows * plan.cols
         else:
             dense_left -= _PACKED_TILES * TILE_ROWS * plan.cols
-        if (coded_left if _is_ternary(plan) else dense_left) < 0:
+        if (coded_left if _is_coded(plan) else dense_left) < 0:
             continue
         rows_of = DenseLayout() if plan.module in tables else layout
         weights = rows_of.linear(source, plan.module, plan.shape)
         target = formats.get(plan.format)
+        if not target.row_chunks:
+            expected = packed_range(plan.name, weights, target, 0, plan.rows)
+            if not np.array_equal(held[plan.name].data, expected):
+                raise _differs(plan, packed, 0, plan.rows)
+            continue
         tile_bytes = target.nbytes((TILE_ROWS, plan.cols))
         for tile in sampled_tiles(plan.rows, _PACKED_TILES):
             begin = int(tile) * TILE_ROWS
@@ -149,8 +154,9 @@ def compare_with_source(
                 raise _differs(plan, packed, begin, end)
 
 
-def _is_ternary(plan: MatrixPlan) -> bool:
-    return formats.get(plan.format).family == "ternary"
+def _is_coded(plan: MatrixPlan) -> bool:
+    """Whether the checkpoint holds its codes, which are all compared."""
+    return formats.get(plan.format).family in ("ternary", "codebook")
 
 
 def _differs(plan: MatrixPlan, packed: PackedModel, begin: int, end: int) -> IntegrityError:

@@ -1,6 +1,7 @@
 """aqlm_1x16_g16: one codebook of 65536 vectors for every 16 weights; 1 bit per weight.
 
-To the codes come 1 MiB of codebook and 4 bytes per row. Layout, products and errors: families/codebook.py.
+To the codes come 1 MiB of codebook and 4 bytes per row.
+Layout, products and errors: families/codebook.py.
 Source: Egiazarian et al. 2024 (AQLM), section 3.
 """
 

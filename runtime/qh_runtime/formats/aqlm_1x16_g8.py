@@ -1,6 +1,7 @@
 """aqlm_1x16_g8: one codebook of 65536 vectors for every 8 weights; 2 bits per weight.
 
-To the codes come 512 KiB of codebook and 4 bytes per row. Layout, products and errors: families/codebook.py.
+To the codes come 512 KiB of codebook and 4 bytes per row.
+Layout, products and errors: families/codebook.py.
 Source: Egiazarian et al. 2024 (AQLM), section 3.
 """
 

@@ -1,6 +1,7 @@
 """aqlm_2x8_g8: two codebooks of 256 vectors for every 8 weights; 2 bits per weight.
 
-To the codes come 8 KiB of codebooks and 4 bytes per row. Layout, products and errors: families/codebook.py.
+To the codes come 8 KiB of codebooks and 4 bytes per row.
+Layout, products and errors: families/codebook.py.
 Source: Egiazarian et al. 2024 (AQLM), section 3.
 """
 

@@ -1,6 +1,7 @@
 """aqlm_8x8_g32: eight codebooks of 256 vectors for every 32 weights; 2 bits per weight.
 
-To the codes come 128 KiB of codebooks and 4 bytes per row. Layout, products and errors: families/codebook.py.
+To the codes come 128 KiB of codebooks and 4 bytes per row.
+Layout, products and errors: families/codebook.py.
 Source: Egiazarian et al. 2024 (AQLM), section 3.
 """
 

@@ -11,6 +11,7 @@ from qh_runtime.checkpoints.layouts import CodedWeights, LinearWeights
 from qh_runtime.errors import CheckpointError, FormatError
 from qh_runtime.formats import WeightFormat, get
 from qh_runtime.formats.base import TILE_ROWS
+from qh_runtime.formats.families.codebook import CodebookFormat
 from qh_runtime.formats.families.dense import DenseFormat
 
 __all__ = ["PackedRows", "packed_range", "packed_rows"]
@@ -30,7 +31,7 @@ def packed_rows(
         CheckpointError: weights that the format cannot hold (not finite, too large). Facts: tensor.
     """
     target = get(format_name)
-    rows, cols = _shape(weights)
+    rows, cols = _shape(weights, target)
     step = max(1, _CHUNK_WEIGHTS // cols // TILE_ROWS) * TILE_ROWS if target.row_chunks else rows
     offset = 0
     for begin in range(0, rows, step):
@@ -63,7 +64,9 @@ def packed_range(
 
 
 def _pack(weights: LinearWeights, target: WeightFormat, begin: int, end: int) -> NDArray[np.uint8]:
-    shape = (end - begin, _shape(weights)[1])
+    shape = (end - begin, _shape(weights, target)[1])
+    if isinstance(weights, CodedWeights) and not target.row_chunks:
+        return target.pack_codes(weights.codes, weights.scales, shape)
     if isinstance(weights, CodedWeights):
         scales = weights.scales
         per_row = scales.ndim > 0 and scales.shape[0] == weights.codes.shape[0]
@@ -75,6 +78,8 @@ def _pack(weights: LinearWeights, target: WeightFormat, begin: int, end: int) ->
     return target.pack(stored.decode(weights.elements[begin:end]))
 
 
-def _shape(weights: LinearWeights) -> tuple[int, int]:
+def _shape(weights: LinearWeights, target: WeightFormat) -> tuple[int, int]:
+    if isinstance(weights, CodedWeights) and isinstance(target, CodebookFormat):
+        return (weights.codes.shape[0], weights.codes.shape[1] * target.vector)
     array = weights.codes if isinstance(weights, CodedWeights) else weights.elements
     return (array.shape[0], array.shape[1])

@@ -24,6 +24,10 @@ _GROUP = 32
 _BEST_BLOCK = 64
 _RESCORED_ROWS = 128
 
+# The same of codebook_layout.h: columns of a part of a product, rows of a pass.
+_PART_COLUMNS = 1024
+_PART_ROWS = 256
+
 # What the process grows by after it was measured, besides what the plan lists: the loader's own
 # modules, native module, template engine, thread stacks. 12 MB in `qh-chat run` (x86-64 Linux,
 # CPython 3.11, 2026-11).
@@ -58,6 +62,7 @@ def scratch_bytes(
         *[4 * batch_tokens] * 2,  # their scales and sums, by token
         4 * batch_tokens * (widest // _GROUP),  # scales by group
         4 * batch_tokens * 2 * (widest // _GROUP),  # sums of groups and of their halves
+        4 * _part_floats(spec),
         4 * spec.vocab_size,
         4 * 2 * -(-spec.vocab_size // _BEST_BLOCK),  # the best of the scanned logits
         4 * min(spec.vocab_size, _RESCORED_ROWS * (_BEST_BLOCK + 1)),
@@ -65,6 +70,22 @@ def scratch_bytes(
         *[4 * context_length * (spec.head_dim // 2)] * 2,  # cosines and sines
     ]
     return sum(_round_up(piece, _ALIGNMENT) for piece in pieces)
+
+
+def _part_floats(spec: DecoderSpec) -> int:
+    """Floats of the parts of the largest products that one input goes into together."""
+
+    def parts(rows: int, cols: int) -> int:
+        return -(-cols // _PART_COLUMNS) * _round_up(rows, _PART_ROWS)
+
+    q = spec.num_attention_heads * spec.head_dim
+    kv = spec.num_key_value_heads * spec.head_dim
+    return max(
+        parts(q, spec.hidden_size) + 2 * parts(kv, spec.hidden_size),
+        parts(spec.hidden_size, q),
+        2 * parts(spec.intermediate_size, spec.hidden_size),
+        parts(spec.hidden_size, spec.intermediate_size),
+    )
 
 
 def norm_bytes(spec: DecoderSpec) -> int:

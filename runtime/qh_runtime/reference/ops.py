@@ -158,7 +158,7 @@ def quantize_groups(x: Floats) -> QuantizedActivations:
 
 def linear_quantized(
     x: QuantizedActivations,
-    codes: NDArray[np.int8] | NDArray[np.float32],
+    codes: NDArray[np.integer] | NDArray[np.float32],
     scales: NDArray[np.float32],
     weight_group: int,
 ) -> Floats:

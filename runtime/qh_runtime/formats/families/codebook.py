@@ -11,14 +11,14 @@ B = 8 (tables). entry is int16; Np = N padded to 64; L = 32 / G * M lookups in a
     i32 largest, 60 zero bytes     the largest |sum of entries| of a weight, and of an entry used
     i16 [M][G / 2][256][2]         entry[m][c][2p + i] at [m][p][c][i]
     f32 row[Np]
-    for each span of 32 columns, for each pass of 256 rows (the last: what is left, a multiple of 64),
+    for each span of 32 columns, for each pass of 256 rows (64, 128 or 192 at the end),
         for each lookup l = group in the span * M + m, for each 64 rows of the pass: 64 bytes,
             byte 16a + 4b + c is the code of row 16b + 4a + c
 
 so that a table stays in registers for a pass, and four blocks interleave to rows in order. Products
 with int8 inputs round the products of vectors to 13 bits (14 where L is 4), or, from BLOCK_TOKENS
-tokens on, the weights to 8: see `product`. Entries obey 127 * sum of |entry| < 2**shift * 32767 / L,
-so that 16 bits hold every sum.
+tokens on, the weights to 8: kernels/src/scalar/codebook.h, `TableRounding`. Vectors obey
+127 * sum of |entry| < 2**shift * (32767 / L + 1/2), so that 16 bits hold every sum.
 
 B > 8. entry is int8; Np = N padded to 16:
 
@@ -30,8 +30,8 @@ The row chunks of a matrix do not follow each other: codebooks come first, and t
 outermost.
 
 Source: Egiazarian et al. 2024, Extreme compression of large language models via additive
-quantization (AQLM), section 3. `quantize` is a plain residual k-means without calibration, for tests
-and as a bound: models of use come from checkpoints.
+quantization (AQLM), section 3. `quantize` is a plain residual k-means without calibration, for
+tests: models of use come from checkpoints.
 """
 
 from __future__ import annotations
