@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -296,7 +297,10 @@ def test_json_of_a_quick_run(home: Path) -> None:
     rows = report["rows"]
     check_rows([row for row in rows if row["kind"] != "load"])
     measured = {row["format"] for row in rows}
-    assert measured >= {"ternary", "int4_g32", "int4_g128", "nf4", "mxfp4", "nvfp4"}
+    wanted = {"ternary", "int4_g32", "int4_g128", "nf4", "mxfp4", "nvfp4"}
+    # A busy machine has no time left for all of them, and then the run says which.
+    for missing in wanted - measured:
+        assert re.search(rf"\b{missing}\b.*left out, the time is over", done.stderr), missing
     assert {row["kind"] for row in rows} == {"kernels", "decode", "prefill", "load"}
     assert all(row["gb_per_s"] > 0 for row in report["roofline"]["read_bandwidth"])
     # The rest of the cache that so short a prompt leaves untouched is below 2 % of the plan. Of the

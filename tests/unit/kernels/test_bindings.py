@@ -142,7 +142,17 @@ def test_unknown_forced_instruction_set(name: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_instruction_set_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {"scalar", "avx2", "avxvnni", "avx512vnni", "avx512vbmi", "amx", "neon", "neon_dotprod", "neon_i8mm"}
+    known = {
+        "scalar",
+        "avx2",
+        "avxvnni",
+        "avx512vnni",
+        "avx512vbmi",
+        "amx",
+        "neon",
+        "neon_dotprod",
+        "neon_i8mm",
+    }
     missing = sorted(known - set(instruction_sets.available()))
     assert missing, "no machine has all of them"
     monkeypatch.setenv(instruction_sets.FORCE_VARIABLE, missing[0])

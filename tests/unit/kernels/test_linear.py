@@ -34,7 +34,11 @@ def packed(name: str, rows: int, cols: int, seed: int = 0) -> tuple[Matrix, np.n
 
 
 def quantized(name: str, x: np.ndarray) -> QuantizedTokens:
-    return arithmetic.quantize_token(x) if name.startswith("ternary") else arithmetic.quantize_groups(x)
+    return (
+        arithmetic.quantize_token(x)
+        if name.startswith("ternary")
+        else arithmetic.quantize_groups(x)
+    )
 
 
 def expected_product(
