@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from qh_kernels.decoder import RESCORED_ROWS, DecoderWeights, LayerWeights, Matrix
 from qh_runtime.architectures import DecoderSpec, LayerSpec, spec_from_config
 from qh_runtime.formats import base as formats
+from qh_runtime.formats.families.codebook import CodebookFormat
 from qh_runtime.planner.plan import WeightFormats
 
 __all__ = [
@@ -307,6 +308,9 @@ def matrix_bytes(
     weight_format = formats.get(format_name)
     if out is None:
         out = aligned(weight_format.nbytes((rows, cols)))
+    if isinstance(weight_format, CodebookFormat):
+        weight_format.fill_random(out, (rows, cols), dice, 0.02)
+        return out
     drawn = min(rows, _CHUNK_ROWS)
     chunk = weight_format.pack((dice.standard_normal((drawn, cols)) * 0.02).astype(np.float32))
     whole = len(out) // len(chunk) * len(chunk)
