@@ -11,7 +11,6 @@ import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -310,7 +309,7 @@ def matrix_bytes(
     if out is None:
         out = aligned(weight_format.nbytes((rows, cols)))
     if isinstance(weight_format, CodebookFormat):
-        out[:] = _codebook_bytes(format_name, (rows, cols))
+        weight_format.fill_random(out, (rows, cols), dice, 0.02)
         return out
     drawn = min(rows, _CHUNK_ROWS)
     chunk = weight_format.pack((dice.standard_normal((drawn, cols)) * 0.02).astype(np.float32))
@@ -320,23 +319,6 @@ def matrix_bytes(
         last = (dice.standard_normal((rows % _CHUNK_ROWS, cols)) * 0.02).astype(np.float32)
         out[whole:] = weight_format.pack(last)
     return out
-
-
-@lru_cache(maxsize=4)
-def _codebook_bytes(format_name: str, shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """The same of a format whose rows share codebooks, so that no chunk can be repeated.
-
-    Drawn once for all layers: an 8B model has 220 matrices and takes minutes to draw.
-    """
-    weight_format = formats.get(format_name)
-    assert isinstance(weight_format, CodebookFormat)
-    dice = np.random.default_rng(20261130)
-    books, entries, vector = weight_format.book_shape
-    kind = np.uint8 if weight_format.code_bits == 8 else np.uint16
-    codes = dice.integers(0, entries, (shape[0], -(-shape[1] // vector), books), kind)
-    values = dice.integers(-100, 101, (books, entries, vector), np.int32)
-    factors = np.full(shape[0], 0.02 / 60 / np.sqrt(books), np.float32)
-    return weight_format.pack_codes(codes, weight_format.join(factors, values), shape)
 
 
 def aligned(nbytes: int) -> NDArray[np.uint8]:

@@ -247,7 +247,7 @@ def test_doctor_is_sound_and_private(home: Path, tiny_model: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "10 of 10 formats passed" in done.stdout
+    assert "16 of 16 formats passed" in done.stdout
     (built,) = [x for x in done.stdout.splitlines() if "built with" in x]
     assert re.search(r"(GCC|[Cc]lang) \d", built)
     assert "annabel" not in done.stdout
@@ -275,7 +275,7 @@ def test_doctor_reports_settings_that_cannot_be_read(home: Path) -> None:
     assert done.returncode == 3
     assert b"NOT SOUND" in done.stdout
     assert b"max_tokens" in done.stdout
-    assert b"10 of 10 formats passed" in done.stdout
+    assert b"16 of 16 formats passed" in done.stdout
     report = json.loads(run_qh(home, "doctor", "--json").stdout)
     assert report["sound"] is False
     assert "max_tokns" in report["settings"]

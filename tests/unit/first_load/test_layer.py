@@ -18,6 +18,7 @@ from qh_runtime.first_load.closeness import WrongResultError, product, require_c
 from qh_runtime.first_load.layer import Arithmetic, check_layer, layers_to_check
 from qh_runtime.first_load.sampling import sampled_rows, sampled_tiles
 from qh_runtime.reference import ops
+from qh_runtime.reference.weights import CodedMatrix
 from tests.support.decoder_models import CASES, DecoderModel, make_model
 
 TOKENS = (3, 0, 130, 77, 5)
@@ -260,7 +261,9 @@ def test_the_bound_is_above_the_rounding_and_far_below_the_result(name: str) -> 
     for rows, values in sampled_rows(matrix, exact=False):
         expected, bound = product(values, codes)
         assert (np.abs(y[:, rows] - expected) <= bound).all()
-        assert bound.max() < 0.002 * np.abs(expected).mean()
+        # The rounding of tables may add up in one direction, so its bound is wide.
+        tables = isinstance(values, CodedMatrix) and values.rounding is not None
+        assert bound.max() < (0.1 if tables else 0.002) * np.abs(expected).mean()
 
 
 def _with_scan(head_format: str) -> DecoderModel:

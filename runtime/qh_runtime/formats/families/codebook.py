@@ -402,6 +402,32 @@ class CodebookFormat(WeightFormat):
             if not self._largest_used(codes, entries) <= found <= allowed:
                 raise self._error("largest weight", f"its codes' own, up to {allowed}", found)
 
+    def fill_random(
+        self, out: NDArray[np.uint8], shape: Shape, dice: np.random.Generator, size: float
+    ) -> None:
+        """Write a valid matrix of random codes, its weights about `size`, to out (nbytes(shape),).
+
+        For measurements: quantizing that many weights would take hours.
+        """
+        limit = min(self.largest_entry, self.largest_norm // self.vector)
+        drawn = dice.standard_normal(self.book_shape) * (limit / 2)
+        entries = np.clip(np.rint(drawn), -limit, limit).astype(np.int32)
+        one = np.zeros((1, 1, self.n_codebooks), self._code_type)
+        small = self.pack_codes(one, self.join(np.zeros(1, np.float32), entries), (1, 1))
+        out[: self._rows_at] = small[: self._rows_at]
+        _, row_bytes, body = self._sections(out, shape)
+        factor = size / (limit / 2 * self.n_codebooks**0.5)
+        rows = np.zeros(self.padded_rows(shape[0]), np.dtype("<f4"))
+        rows[: shape[0]] = factor
+        row_bytes[...] = rows.view(np.uint8)
+        body[...] = np.frombuffer(dice.bytes(len(body)), np.uint8)
+        if self.has_tables:
+            largest = self.n_codebooks * int(np.abs(entries).max())
+            out[:4] = np.array([largest], np.dtype("<i4")).view(np.uint8)
+        elif self.code_bits < 16:
+            codes = body.copy().view(np.dtype("<u2")) & np.uint16((1 << self.code_bits) - 1)
+            body[...] = codes.view(np.uint8)
+
     def take_rows(
         self, buffer: NDArray[np.uint8], shape: Shape, rows: NDArray[np.intp]
     ) -> NDArray[np.uint8]:
