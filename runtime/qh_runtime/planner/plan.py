@@ -350,8 +350,9 @@ def _context_items(
 ) -> tuple[PlanItem, ...]:
     cache = kv_cache_bytes(spec, context_length, kv_type)
     note = f"{kv_type}, {context_length} tokens"
-    if kv_type == "int8":
-        note += f", f16 takes {gigabytes(kv_cache_bytes(spec, context_length))}"
+    if kv_type != "f32":
+        other: KvType = "f16" if kv_type == "int8" else "int8"
+        note += f"; {other} takes {gigabytes(kv_cache_bytes(spec, context_length, other))}"
     scratch = scratch_bytes(spec, context_length, threads)
     return (
         PlanItem("kv cache", "kv_cache", cache, 0, "allocated", note),
