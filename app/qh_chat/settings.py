@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from qh_runtime.errors import QhError
-from qh_runtime.options import ContextPolicy, LoadOptions, SamplingParams
+from qh_runtime.options import ContextPolicy, KvChoice, LoadOptions, SamplingParams
 
 __all__ = [
     "ChatSettings",
@@ -178,6 +178,11 @@ class ModelSettings:
         None,
         "Format that dense weights are packed into (int8, int4_g32, nf4, ...); empty keeps them.",
     )
+    kv_cache: KvChoice = _setting(  # noqa: RUF009 - a field, like the others
+        "f16",
+        "How keys and values of a chat are kept: f16, or int8 in half the memory, less exact.",
+        choices=("f16", "int8"),
+    )
     exact: bool = _setting(False, "Exact float32 arithmetic: slower, for comparing.")
     quota_gb: float | None = _setting(
         None, "What pulled models may take on the disk in all; empty is no limit.", unit="GB",
@@ -221,6 +226,7 @@ class Settings:
             pack=chosen.pack,
             context_length=chosen.context_length,
             threads=chosen.threads,
+            kv_type=chosen.kv_cache,
             exact=chosen.exact,
         )
 

@@ -75,12 +75,14 @@ def gated(isa: str, activation: str, gate: Array, up: Array, out: Array, /) -> N
 def rope(isa: str, x: Array, cos: Array, sin: Array, /) -> None: ...
 def quantize_token(isa: str, x: Array, codes: Array, scales: Array, sums: Array, /) -> None: ...
 def quantize_groups(isa: str, x: Array, codes: Array, scales: Array, sums: Array, /) -> None: ...
-def store_kv(isa: str, x: Array, out: Array, /) -> None: ...
+def store_kv(
+    isa: str, kv_type: str, position: int, key: Array, value: Array, data: Array, /
+) -> None: ...
 def attention(
     isa: str,
+    kv_type: str,
     q: Array,
-    keys: Array,
-    values: Array,
+    data: Array,
     first: int,
     last: int,
     scale: float,
@@ -109,6 +111,18 @@ def bench_linear(
     working_set_bytes: int,
     /,
 ) -> tuple[int, float]: ...
+def bench_attention(
+    isa: str,
+    kv_type: str,
+    n_heads: int,
+    n_kv_heads: int,
+    head_dim: int,
+    positions: int,
+    threads: int,
+    seconds: float,
+    working_set_bytes: int,
+    /,
+) -> tuple[int, float, int]: ...
 
 # bind_sampler.cpp
 

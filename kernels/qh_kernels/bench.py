@@ -1,5 +1,5 @@
 """Measurements of this machine: read bandwidth, multiply-adds per second, and how near to them
-single matrix products and the linear layers of a whole decoder come.
+single matrix products and the linear layers of a whole decoder come, and of attention.
 
 All run their own threads with the GIL released.
 """
@@ -12,12 +12,15 @@ from dataclasses import dataclass
 
 from qh_kernels.decoder import Decoder
 from qh_kernels.decoder_model import check_range, mismatch
+from qh_kernels.kv_cache import KvType
 
 __all__ = [
+    "AttentionRate",
     "LinearRate",
     "LinearTimer",
     "ReadBench",
     "StackRate",
+    "bench_attention",
     "bench_linear",
     "bench_stack",
     "fill_cache",
@@ -233,6 +236,62 @@ def bench_linear(
         weight_bytes=_native.format_nbytes(format, rows, cols),
         macs=rows * cols * n_tokens,
     )
+
+
+@dataclass(frozen=True)
+class AttentionRate:
+    """Speed of the attention of one token.
+
+    Attributes:
+        calls: layers attended to.
+        elapsed_s: duration of them.
+        kv_bytes: keys, values and scales that one layer has at so many positions.
+    """
+
+    calls: int
+    elapsed_s: float
+    kv_bytes: int
+
+    @property
+    def kv_bytes_per_s(self) -> float:
+        """Rate at which the KV cache was read; compare with `measure_read_bandwidth`."""
+        return self.calls * self.kv_bytes / self.elapsed_s
+
+
+def bench_attention(
+    kv_type: KvType,
+    n_heads: int,
+    n_kv_heads: int,
+    head_dim: int,
+    positions: int,
+    *,
+    isa: str,
+    threads: int = 1,
+    seconds: float = 0.5,
+    working_set_bytes: int = _DEFAULT_WORKING_SET_BYTES,
+) -> AttentionRate:
+    """Measure the attention of one token over `positions` positions, split as the decoder does.
+
+    Layers of pseudo-random keys and values that fill working_set_bytes are used in turn, so they
+    come from memory.
+
+    Raises:
+        KernelError: unknown KV type or instruction set, a value out of range, or not enough memory.
+    """
+    from qh_kernels import _native
+
+    calls, elapsed_s, kv_bytes = _native.bench_attention(
+        isa,
+        kv_type,
+        n_heads,
+        n_kv_heads,
+        head_dim,
+        positions,
+        threads,
+        seconds,
+        working_set_bytes,
+    )
+    return AttentionRate(calls=calls, elapsed_s=elapsed_s, kv_bytes=kv_bytes)
 
 
 def prefetch_distance() -> int:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from qh_kernels import isa as instruction_sets
 from qh_kernels.decoder import Matrix
+from qh_kernels.kv_cache import KvHead
 
 __all__ = [
     "ACTIVATION_GROUP",
@@ -39,7 +40,6 @@ __all__ = [
 ]
 
 F32 = NDArray[np.float32]
-KvArray = NDArray[np.float32] | NDArray[np.uint16]
 
 ACTIVATION_GROUP = 32
 ACTIVATION_PAD = 128
@@ -266,37 +266,31 @@ def rope(x: F32, cos: F32, sin: F32, *, isa: str | None = None) -> None:
     _native.rope(_isa(isa), x, cos, sin)
 
 
-def store_kv(x: F32, kv_type: Literal["f16", "f32"], *, isa: str | None = None) -> KvArray:
-    """Return x (n,) as a cache row: uint16 holding float16 (rounded half to even), or float32.
+def store_kv(cache: KvHead, position: int, key: F32, value: F32, *, isa: str | None = None) -> None:
+    """Puts key and value (head_dim,) of one position into the cache.
+
+    float16 is rounded half to even; for int8 see `qh_kernels.kv_cache`.
 
     Raises:
         KernelError: an argument does not fit.
     """
     from qh_kernels import _native
 
-    out: KvArray = (
-        np.empty(x.shape, np.uint16) if kv_type == "f16" else np.empty(x.shape, np.float32)
-    )
-    _native.store_kv(_isa(isa), x, out)
-    return out
+    _native.store_kv(_isa(isa), cache.kv_type, position, key, value, cache.data)
 
 
 def attention(
-    q: F32,
-    keys: KvArray,
-    values: KvArray,
-    *,
-    first: int,
-    last: int,
-    scale: float,
-    isa: str | None = None,
+    q: F32, cache: KvHead, *, first: int, last: int, scale: float, isa: str | None = None
 ) -> F32:
     """Return softmax(q . K * scale) . V, float32 (n_heads, head_dim), of one token.
 
+    Over int8 keys and values, queries and weights are rounded to 8 bits: by at most max|q| / 254 of
+    a head, and in each block of 64 positions, where weight = e^(score - largest so far), by
+    max(weight * scale of the value) / 254. The "scalar" instruction set does not round them.
+
     Args:
-        q: (n_heads, head_dim); n_heads is a multiple of n_kv_heads.
-        keys: (positions, n_kv_heads, head_dim), float32, or uint16 holding float16.
-        values: likewise.
+        q: (n_heads, head_dim), of heads that share the key head.
+        cache: keys and values.
         first: first position attended to.
         last: last position, included.
         scale: usually 1 / sqrt(head_dim).
@@ -308,7 +302,7 @@ def attention(
     from qh_kernels import _native
 
     out = np.empty_like(q)
-    _native.attention(_isa(isa), q, keys, values, first, last, scale, out)
+    _native.attention(_isa(isa), cache.kv_type, q, cache.data, first, last, scale, out)
     return out
 
 

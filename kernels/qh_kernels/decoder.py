@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ from qh_kernels.decoder_model import (
     weights_bytes,
 )
 from qh_kernels.errors import KernelError
+from qh_kernels.kv_cache import KV_TYPES, KvType
 from qh_kernels.sampler import Sampler, sample_error
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ __all__ = [
     "decoder_bytes",
 ]
 
-KvType = Literal["f16", "f32"]
 Tokens = Sequence[int] | NDArray[np.integer[Any]]
 
 DEFAULT_BATCH_TOKENS = 64
@@ -122,7 +122,8 @@ class Decoder:
         weights: checked against the shape; referenced, never copied.
         context_length: positions of the KV cache, at least 1.
         threads: computing threads, the caller's among them.
-        kv_type: how keys and values are stored; `exact` makes it "f32".
+        kv_type: how keys and values are stored, see `qh_kernels.kv_cache`; `exact` makes it
+            "f32".
         exact: float32 activations for every format but ternary, whose int8 activations are the
             model's own arithmetic.
         batch_tokens: tokens of a prefill that are computed together.
@@ -461,8 +462,8 @@ def _check_options(context_length: int, threads: int, kv_type: str, batch_tokens
     check_range("context_length", context_length, 1, MAX_CONTEXT)
     check_range("threads", threads, 1, MAX_THREADS)
     check_range("batch_tokens", batch_tokens, 1, MAX_BATCH)
-    if kv_type not in ("f16", "f32"):
-        raise mismatch("kv_type", "f16 or f32", kv_type)
+    if kv_type not in KV_TYPES:
+        raise mismatch("kv_type", " or ".join(KV_TYPES), kv_type)
 
 
 def _formats(weights: DecoderWeights) -> list[str | None]:

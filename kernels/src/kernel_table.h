@@ -46,7 +46,8 @@ enum class FormatId : int32_t {
 inline constexpr int kFormatCount = 17;
 
 enum class Activation : int32_t { silu, relu2 };
-enum class KvType : int32_t { f16, f32 };
+// How keys and values are kept; names are those of qh_kernels.kv_cache, which draws the layout.
+enum class KvType : int32_t { f16, f32, int8 };
 
 // Rows per tile of every packed format but codebooks with tables (row_unit in formats.h): one
 // 512-bit register of int32 accumulators.
@@ -108,18 +109,43 @@ struct FormatKernels {
   SumParts sum_parts = nullptr;
 };
 
-struct AttentionArgs {
-  const float* q;      // (n_heads, head_dim) of one token, rope applied
-  const void* keys;    // (positions, n_kv_heads, head_dim) in KvType
-  const void* values;  // same shape
-  KvType kv_type;
-  int64_t n_heads, n_kv_heads, head_dim;
-  int64_t first, last;  // attends to positions first..last inclusive (sliding window: first > 0)
-  int64_t head_begin, head_end;  // heads this call computes
-  float scale;                   // 1 / sqrt(head_dim)
-  float* scores;                 // scratch, last - first + 1 floats
-  float* out;                    // (n_heads, head_dim)
+// Positions whose keys lie side by side, and then their values; caches hold a multiple of it.
+inline constexpr int64_t kKvBlock = 64;
+// Positions of a segment of the cache. Attention is computed for each segment, and their results
+// are merged in order: threads share a long cache by segments, and who computed which changes
+// nothing.
+inline constexpr int64_t kKvSegment = 256;
+
+// Keys and values of one head in one segment, block after block as drawn in qh_kernels/kv_cache.py.
+// Positions count from the start of the segment.
+struct KvHead {
+  KvType type;
+  int64_t head_dim;
+  uint8_t* data;
 };
+
+// A part of the attention of one token: out is the sum of exp(score - largest) * value, and state
+// holds largest and the sum of exp(score - largest) of each head.
+struct AttentionPart {
+  float* out;    // (n_heads, head_dim)
+  float* state;  // (n_heads, 2)
+};
+
+struct AttentionArgs {
+  KvHead cache;
+  const float* q;  // (n_heads, head_dim) of one token, rope applied; all read this key head
+  int64_t n_heads;
+  int64_t first, last;  // attends to these positions of the segment and those between them
+  const uint8_t* next;  // the block that the caller has read next, to be prefetched, or nullptr
+  float scale;          // 1 / sqrt(head_dim)
+  int8_t* codes;        // scratch, attention_codes(head_dim) bytes
+  AttentionPart part;   // written
+};
+
+// int8 codes of the queries of up to 4 heads.
+constexpr int64_t attention_codes(int64_t head_dim) noexcept {
+  return 4 * ((head_dim + 3) / 4 * 4);
+}
 
 struct KernelTable {
   Isa isa;
@@ -145,10 +171,19 @@ struct KernelTable {
   // sums: of each group, and of its first half.
   void (*quantize_groups)(const float* x, int64_t n, int64_t padded, int8_t* codes, float* scales,
                           int32_t* sums) noexcept;
-  // Stores n floats into a KV cache row.
-  void (*store_kv)(KvType type, const float* x, int64_t n, void* out) noexcept;
-  // softmax(q . K * scale) . V for heads [head_begin, head_end).
+  // Stores the key and the value (head_dim) of one position of a segment. float16 is rounded half
+  // to even; int8: scale = max|x| / 127, code = round_half_even(x / scale) in -127..127, 0 where
+  // scale is 0; codes 0 and scale NaN where an input is not finite.
+  void (*store_kv)(const KvHead& cache, int64_t position, const float* key,
+                   const float* value) noexcept;
+  // Attention over positions of one segment. softmax(q . K * scale) . V is all of them merged
+  // and finished. What is computed for a head does not depend on the others of the call.
   void (*attention)(const AttentionArgs& args) noexcept;
+  // Adds the positions of `later` to `part`.
+  void (*attention_merge)(const AttentionPart& part, const AttentionPart& later, int64_t n_heads,
+                          int64_t head_dim) noexcept;
+  // out = out / sum of weights.
+  void (*attention_finish)(const AttentionPart& part, int64_t n_heads, int64_t head_dim) noexcept;
 };
 
 // nullptr where this build or this machine (CPU or OS) does not have the instruction set.

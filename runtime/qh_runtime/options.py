@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["ContextPolicy", "LoadOptions", "SamplingParams"]
+__all__ = ["ContextPolicy", "KvChoice", "LoadOptions", "SamplingParams"]
 
 ContextPolicy = Literal["stop", "drop"]
+KvChoice = Literal["f16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class LoadOptions:
             what the checkpoint holds.
         context_length: tokens of KV cache; None lets the plan choose.
         threads: worker threads; None lets the hardware profile choose.
+        kv_type: how keys and values are kept: "f16", or "int8" in about half the memory.
         exact: float32 activations and KV cache (the mode that oracles compare).
         force: load although the plan says it does not fit.
         isa: forces an instruction set by name; None takes the best (or QH_FORCE_ISA).
@@ -27,6 +29,7 @@ class LoadOptions:
     pack: str | None = None
     context_length: int | None = None
     threads: int | None = None
+    kv_type: KvChoice = "f16"
     exact: bool = False
     force: bool = False
     isa: str | None = None

@@ -165,18 +165,18 @@ class RandomModel {
 };
 
 qh::DecoderOptions options(int threads, int64_t batch_tokens, qh::KvType kv_type, bool exact) {
-  return {/*context_length=*/96, threads,        kv_type, exact,
-          batch_tokens,          /*trace=*/false};
+  return {/*context_length=*/600, threads,        kv_type, exact,
+          batch_tokens,           /*trace=*/false};
 }
 
 void compare_batches_and_threads(const qh::KernelTable& table, const qh::ModelShape& shape,
-                                 int64_t n_tokens, bool exact, Report& report) {
+                                 int64_t n_tokens, qh::KvType kv_type, Report& report) {
+  const bool exact = kv_type == qh::KvType::f32;
   RandomModel model(shape,
                     {FormatId::int8, FormatId::f32, FormatId::ternary, FormatId::int4_g32,
                      FormatId::bf16, FormatId::f16},
                     7);
   const std::vector<int32_t> tokens = model.tokens(n_tokens);
-  const qh::KvType kv_type = exact ? qh::KvType::f32 : qh::KvType::f16;
   qh::Decoder one(table, model.view(), options(1, 1, kv_type, exact));
   Buffer<float> expected(n_tokens * shape.vocab_size);
   report.same(0, static_cast<int>(one.forward(tokens.data(), n_tokens, expected.data())), "status",
@@ -202,9 +202,13 @@ void test_prefill_equals_decode(const qh::KernelTable& table, Report& report) {
   // No multiples of tiles and paddings; and one whose steps are large enough to be handed over.
   const qh::ModelShape odd{56, 104, 4, 2, 14, 131, 2};
   const qh::ModelShape large{264, 520, 6, 2, 48, 1003, 1};
-  compare_batches_and_threads(table, odd, 60, false, report);
-  compare_batches_and_threads(table, odd, 60, true, report);
-  compare_batches_and_threads(table, large, 30, false, report);
+  compare_batches_and_threads(table, odd, 60, qh::KvType::f16, report);
+  compare_batches_and_threads(table, odd, 60, qh::KvType::f32, report);
+  compare_batches_and_threads(table, odd, 60, qh::KvType::int8, report);
+  compare_batches_and_threads(table, large, 30, qh::KvType::f16, report);
+  // Three segments of the cache.
+  compare_batches_and_threads(table, odd, 600, qh::KvType::f16, report);
+  compare_batches_and_threads(table, odd, 600, qh::KvType::int8, report);
 }
 
 void test_generate_and_cancel(const qh::KernelTable& table, Report& report) {

@@ -7,6 +7,7 @@
 
 #include "check.h"
 #include "codebook_layout.h"
+#include "core/kv_layout.h"
 #include "format_info.h"
 #include "formats.h"
 #include "kernel_table.h"
@@ -459,11 +460,33 @@ void test_quantizers(const KernelTable& plain, const KernelTable& table, Report&
       }
       for (int64_t g = 0; g < n_sums; ++g) report.same(sums[0][g], sums[1][g], what, "sums", g);
     }
-    Buffer<uint16_t> halves[2] = {Buffer<uint16_t>(n), Buffer<uint16_t>(n)};
-    plain.store_kv(qh::KvType::f16, x.data(), n, halves[0].data());
-    table.store_kv(qh::KvType::f16, x.data(), n, halves[1].data());
-    for (int64_t k = 0; k < n; ++k) {
-      report.same(halves[0][k], halves[1][k], "store_kv f16", "bits", k);
+  }
+}
+
+const char* kv_name(qh::KvType type) {
+  return type == qh::KvType::f32 ? "f32" : (type == qh::KvType::f16 ? "f16" : "int8");
+}
+
+// The rows of a block of positions as keys and as values, in every type.
+void test_store_kv(const KernelTable& plain, const KernelTable& table, Report& report) {
+  for (const std::vector<float>& row : hostile_rows()) {
+    const int64_t n = static_cast<int64_t>(row.size()) / 2 * 2;
+    if (n == 0) continue;
+    Buffer<float> x(n);
+    std::memcpy(x.data(), row.data(), static_cast<size_t>(n) * sizeof(float));
+    for (const qh::KvType type : {qh::KvType::f16, qh::KvType::f32, qh::KvType::int8}) {
+      const int64_t bytes = qh::kv_block_bytes(type, n);
+      Buffer<uint8_t> blocks[2] = {Buffer<uint8_t>(bytes), Buffer<uint8_t>(bytes)};
+      for (int i = 0; i < 2; ++i) {
+        std::memset(blocks[i].data(), 0, static_cast<size_t>(bytes));
+        const KernelTable& one = i == 0 ? plain : table;
+        for (const int64_t position : {0, 5, 63}) {
+          one.store_kv({type, n, blocks[i].data()}, position, x.data(), x.data());
+        }
+      }
+      for (int64_t i = 0; i < bytes; ++i) {
+        report.same(blocks[0][i], blocks[1][i], "store_kv", kv_name(type), i);
+      }
     }
   }
 }
@@ -541,71 +564,97 @@ void test_rope(const KernelTable& plain, const KernelTable& table, Report& repor
 
 void test_attention(const KernelTable& plain, const KernelTable& table, Report& report) {
   struct Shape {
-    int64_t heads, kv_heads, dim, positions, first;
+    int64_t heads, dim, first, last;
   };
-  constexpr Shape kShapes[] = {{1, 1, 2, 1, 0},    {4, 2, 16, 5, 0},   {6, 2, 30, 17, 3},
-                               {8, 8, 64, 33, 0},  {3, 1, 80, 100, 7}, {4, 1, 128, 63, 62},
-                               {2, 2, 66, 257, 1}, {2, 1, 10, 16, 0},  {14, 2, 24, 97, 0}};
+  constexpr Shape kShapes[] = {{1, 2, 0, 0},   {2, 16, 0, 4},    {3, 30, 3, 16},  {1, 64, 0, 32},
+                               {3, 80, 7, 99}, {4, 128, 62, 62}, {2, 66, 1, 255}, {5, 10, 63, 130},
+                               {7, 24, 0, 96}, {8, 130, 64, 127}};
   Random random(17);
   for (const Shape& s : kShapes) {
-    for (const qh::KvType type : {qh::KvType::f32, qh::KvType::f16}) {
-      const int64_t cache = s.positions * s.kv_heads * s.dim;
-      const int64_t element = type == qh::KvType::f32 ? 4 : 2;
-      Buffer<float> values(cache);
-      Buffer<uint8_t> stored[2] = {Buffer<uint8_t>(cache * element),
-                                   Buffer<uint8_t>(cache * element)};
+    for (const qh::KvType type : {qh::KvType::f32, qh::KvType::f16, qh::KvType::int8}) {
+      const int64_t blocks = s.last / qh::kKvBlock + 1;
+      Buffer<uint8_t> data(blocks * qh::kv_block_bytes(type, s.dim));
+      std::memset(data.data(), 0xff, static_cast<size_t>(data.size()));
+      const qh::KvHead cache{type, s.dim, data.data()};
+      Buffer<float> key(s.dim);
+      Buffer<float> value(s.dim);
       double largest = 0;
-      for (Buffer<uint8_t>& part : stored) {
-        for (int64_t i = 0; i < cache; ++i) {
-          values[i] = random.normal(1.0f);
-          largest = std::fmax(largest, std::fabs(static_cast<double>(values[i])));
+      for (int64_t position = s.first; position <= s.last; ++position) {
+        for (int64_t i = 0; i < s.dim; ++i) {
+          key[i] = random.normal(1.0f);
+          value[i] = random.normal(1.0f);
+          largest = std::fmax(largest, std::fabs(static_cast<double>(key[i])));
+          largest = std::fmax(largest, std::fabs(static_cast<double>(value[i])));
         }
-        plain.store_kv(type, values.data(), cache, part.data());
+        plain.store_kv(cache, position, key.data(), value.data());
       }
       Buffer<float> q(s.heads * s.dim);
       for (int64_t i = 0; i < q.size(); ++i) q[i] = random.normal(1.0f);
+      Buffer<int8_t> codes(qh::attention_codes(s.dim));
+      qh::AttentionArgs args{};
+      args.cache = cache;
+      args.q = q.data();
+      args.n_heads = s.heads;
+      args.first = s.first;
+      args.last = s.last;
+      args.scale = 1.0f / std::sqrt(static_cast<float>(s.dim));
+      args.codes = codes.data();
+      const auto whole = [&](const KernelTable& one, Buffer<float>& out) {
+        Buffer<float> state(2 * s.heads);
+        args.part = {out.data(), state.data()};
+        one.attention(args);
+        one.attention_finish(args.part, s.heads, s.dim);
+      };
       Buffer<float> expected(q.size());
       Buffer<float> found(q.size());
-      Buffer<float> scores(s.positions - s.first);
-      qh::AttentionArgs args{};
-      args.q = q.data();
-      args.keys = stored[0].data();
-      args.values = stored[1].data();
-      args.kv_type = type;
-      args.n_heads = s.heads;
-      args.n_kv_heads = s.kv_heads;
-      args.head_dim = s.dim;
-      args.first = s.first;
-      args.last = s.positions - 1;
-      args.head_end = s.heads;
-      args.scale = 1.0f / std::sqrt(static_cast<float>(s.dim));
-      args.scores = scores.data();
-      args.out = expected.data();
-      plain.attention(args);
-      args.out = found.data();
-      for (int64_t head = 0; head < s.heads; ++head) {  // one head a call, as threads do
-        args.head_begin = head;
-        args.head_end = head + 1;
-        table.attention(args);
-      }
-      Buffer<float> together(q.size());
-      args.out = together.data();
-      args.head_begin = 0;
-      args.head_end = s.heads;
-      table.attention(args);
-      for (int64_t i = 0; i < q.size(); ++i) {
-        report.same_bits(found[i], together[i], "attention", "heads together", i);
-      }
-      // Scores are off by at most (dim + 2) eps |q||k| scale; a relative change of each weight by
-      // that, of the sum by twice that, and the rounding of the final sum.
-      const double score_error = static_cast<double>(s.dim + 2) * kEpsilon * largest * 4 *
-                                 std::sqrt(static_cast<double>(s.dim));
-      const double bound =
-          (2 * score_error + static_cast<double>(s.positions + 16) * kEpsilon) * largest;
+      whole(plain, expected);
+      whole(table, found);
+      // Scores are off by at most (dim + 2) eps |q||k| scale, of int8 also by half a step of the
+      // query; a relative change of each weight by that, of the sum by twice that, the rounding of
+      // the final sum, and of int8 half a step of the weights of a block.
+      const double norm = largest * 4 * std::sqrt(static_cast<double>(s.dim));
+      const double step = type == qh::KvType::int8 ? 1.0 / 253 : 0.0;
+      const double score_error = static_cast<double>(s.dim + 2) * kEpsilon * norm + step * norm;
+      const double bound = (std::exp(2 * score_error) - 1 +
+                            static_cast<double>(s.last + 17) * kEpsilon + step * 64) *
+                           largest;
       for (int64_t i = 0; i < q.size(); ++i) {
         report.close(static_cast<double>(expected[i]), static_cast<double>(found[i]), bound,
-                     "attention", type == qh::KvType::f32 ? "f32" : "f16", i);
+                     "attention", kv_name(type), i);
       }
+    }
+  }
+}
+
+// Parts that are merged one by one are the whole.
+void test_attention_merge(const KernelTable& plain, const KernelTable& table, Report& report) {
+  Random random(19);
+  for (const int64_t dim : {2, 18, 128}) {
+    constexpr int64_t kHeads = 3;
+    Buffer<float> out[2] = {Buffer<float>(kHeads * dim), Buffer<float>(kHeads * dim)};
+    Buffer<float> state[2] = {Buffer<float>(2 * kHeads), Buffer<float>(2 * kHeads)};
+    Buffer<float> later(kHeads * dim);
+    Buffer<float> later_state(2 * kHeads);
+    for (int64_t i = 0; i < kHeads * dim; ++i) {
+      out[0][i] = out[1][i] = random.normal(1.0f);
+      later[i] = random.normal(1.0f);
+    }
+    for (int64_t head = 0; head < kHeads; ++head) {
+      // The one is larger, the other is larger, both are the same.
+      state[0][2 * head] = state[1][2 * head] = static_cast<float>(head);
+      later_state[2 * head] = head == 2 ? 2.0f : 1.0f - static_cast<float>(head) * 3.0f;
+      state[0][2 * head + 1] = state[1][2 * head + 1] = 2.0f;
+      later_state[2 * head + 1] = 3.0f;
+    }
+    for (int i = 0; i < 2; ++i) {
+      const KernelTable& one = i == 0 ? plain : table;
+      const qh::AttentionPart part{out[i].data(), state[i].data()};
+      one.attention_merge(part, {later.data(), later_state.data()}, kHeads, dim);
+      one.attention_finish(part, kHeads, dim);
+    }
+    for (int64_t i = 0; i < kHeads * dim; ++i) {
+      report.close(static_cast<double>(out[0][i]), static_cast<double>(out[1][i]),
+                   64 * kEpsilon * 4, "attention_merge", "head", i);
     }
   }
 }
@@ -638,6 +687,8 @@ int main(int argc, char** argv) {
   test_quantizers(plain, *table, report);
   test_elementwise(plain, *table, report);
   test_rope(plain, *table, report);
+  test_store_kv(plain, *table, report);
   test_attention(plain, *table, report);
+  test_attention_merge(plain, *table, report);
   return report.finish(argv[1]);
 }

@@ -180,6 +180,50 @@ def test_perplexity_by_cpp_and_by_reference(
 
 
 @pytest.mark.shared_data
+@pytest.mark.parametrize(
+    ("n_tokens", "n_books", "context"),
+    [(300, 1, 256), pytest.param(4000, 30, 512, marks=pytest.mark.slow)],
+    ids=["short", "long"],
+)
+@pytest.mark.parametrize(
+    ("name", "most"), [("stories260K", (3e-3, 3e-2)), ("prose-7m", (3e-4, 3e-3))]
+)
+def test_an_int8_cache_costs_little(
+    name: str,
+    most: tuple[float, float],
+    n_tokens: int,
+    n_books: int,
+    context: int,
+    shared_data: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    folder: Path = request.getfixturevalue("stories260k" if name == "stories260K" else "prose7m")
+    tokenizer = load_tokenizer(folder)
+    tokens = tokenizer.encode_text(_text(shared_data, name, n_books))[:n_tokens]
+    assert tokenizer.bos_id is not None
+    sliding = Sliding(context, context // 2, (tokenizer.bos_id,))
+    model = NativeModel.from_folder(folder)
+    found = {}
+    print(f"\n{name}: {len(tokens)} tokens, context {context}, stride {context // 2}")
+    for kv_type in ("f16", "int8"):
+        with (
+            model.decoder(exact=True, context_length=context) as base,
+            model.decoder(kv_type=kv_type, context_length=context) as decoder,
+        ):
+            engine = NativeEngine(decoder)
+            found[kv_type] = measure_perplexity(engine, tokens, sliding).perplexity
+            divergence = measure_divergence(NativeEngine(base), engine, tokens, sliding)
+        print(
+            f"{kv_type:10} {found[kv_type]:9.5f}   {divergence.mean:.7f}   {divergence.p99:.6f}   "
+            f"{divergence.top1_agreement:.4f}"
+        )
+    # int8 is the last.
+    assert 0 < divergence.mean < most[0]
+    assert divergence.p99 < most[1]
+    assert found["int8"] == pytest.approx(found["f16"], rel=5e-3)
+
+
+@pytest.mark.shared_data
 def test_command_line_gives_json(
     stories260k: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,6 +237,10 @@ def test_command_line_gives_json(
     assert plain["bits_per_weight"] == 32.0
     assert 8 < packed["bits_per_weight"] < 10
     assert 0 < packed["divergence"]["mean"] < 0.01
+    assert main([*arguments, "--kv", "f16", "--kv", "int8"]) == 0
+    f16, int8 = json.loads(capsys.readouterr().out)["results"]
+    assert (f16["kv"], int8["kv"]) == ("f16", "int8")
+    assert f16["divergence"]["mean"] < int8["divergence"]["mean"] < 0.01
     assert main([*arguments, "--pack", "no-such-format"]) == 3
     assert main([*arguments, "--stride", "32", "--context", "16"]) == 3
     with pytest.raises(SystemExit) as caught:

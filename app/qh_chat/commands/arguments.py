@@ -39,8 +39,14 @@ OVERRIDES = {
     "threads": "models.threads",
     "context": "models.context_length",
     "pack": "models.pack",
+    "kv": "models.kv_cache",
 }
 _METAVARS = {"system": "TEXT", "pack": "FORMAT", "context": "TOKENS", "max-tokens": "N"}
+
+
+def load_overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """What the options say of how a model is loaded, by the setting's key; None: nothing."""
+    return {OVERRIDES[option]: getattr(args, option) for option in ("pack", "context", "kv")}
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +57,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_chat(parser: argparse.ArgumentParser) -> None:
     """Options of `chat`."""
     _add_model(parser)
-    _add_settings(parser, "threads", "context", "pack")
+    _add_settings(parser, "threads", "context", "pack", "kv")
     _add_load_switches(parser)
 
 
@@ -168,7 +174,7 @@ def add_show(parser: argparse.ArgumentParser) -> None:
     """Options of `show`."""
     _add_name(parser)
     add_json(parser)
-    _add_settings(parser, "pack", "context")
+    _add_settings(parser, "pack", "context", "kv")
 
 
 def add_verify(parser: argparse.ArgumentParser) -> None:
@@ -218,7 +224,7 @@ def _add_fetch(parser: argparse.ArgumentParser) -> None:
         "--force", action="store_true", help="also if the plan says that it does not fit"
     )
     parser.add_argument("--json", action="store_true", help="print events, one JSON object a line")
-    _add_settings(parser, "pack", "context")
+    _add_settings(parser, "pack", "context", "kv")
 
 
 def _add_name(parser: argparse.ArgumentParser) -> None:

@@ -85,6 +85,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
         "models.threads": getattr(args, "threads", None),
         "models.context_length": getattr(args, "context", None),
         "models.pack": getattr(args, "pack", None),
+        "models.kv_cache": getattr(args, "kv", None),
         "models.exact": True if getattr(args, "exact", False) else None,
     }
     settings = context.settings(overrides)

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from qh_chat.commands.arguments import load_overrides
 from qh_chat.commands.context import Context
 from qh_chat.commands.fetch_output import fetch_output
 from qh_chat.commands.fetching import asks, confirmation, run_fetch
@@ -19,7 +20,7 @@ __all__ = ["run"]
 
 def run(args: argparse.Namespace, context: Context) -> int:
     """Import; exit code 0 once the model is ready."""
-    settings = context.settings({"models.pack": args.pack, "models.context_length": args.context})
+    settings = context.settings(load_overrides(args))
     output = fetch_output(context.environment, as_json=args.json)
     confirm = confirmation(
         ask=asks(yes=args.yes, as_json=args.json),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from qh_chat.commands.arguments import load_overrides
 from qh_chat.commands.context import Context
 from qh_chat.commands.fetch_output import fetch_output
 from qh_chat.commands.fetching import asks, confirmation, run_fetch
@@ -18,8 +19,8 @@ __all__ = ["run"]
 
 def run(args: argparse.Namespace, context: Context) -> int:
     """Pull; exit code 0 once the model is ready."""
-    overrides = {"models.pack": args.pack, "models.context_length": args.context}
-    settings = context.settings({**overrides, "models.download_limit_mb_s": args.limit_rate})
+    overrides = {**load_overrides(args), "models.download_limit_mb_s": args.limit_rate}
+    settings = context.settings(overrides)
     output = fetch_output(context.environment, as_json=args.json)
     confirm = confirmation(
         ask=asks(yes=args.yes, as_json=args.json),

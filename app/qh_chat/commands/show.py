@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from qh_chat.commands.arguments import load_overrides
 from qh_chat.commands.context import Context
 from qh_chat.commands.output import plain
 from qh_chat.inert import inert
@@ -19,7 +20,7 @@ __all__ = ["run"]
 
 def run(args: argparse.Namespace, context: Context) -> int:
     """Print the facts; exit code 0 also where the model is broken or does not fit."""
-    settings = context.settings({"models.pack": args.pack, "models.context_length": args.context})
+    settings = context.settings(load_overrides(args))
     models = context.models(settings)
     entry = models.store().resolve(args.name)
     plan, problem = _plan(entry, context, settings)

@@ -2,6 +2,7 @@
 
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <memory>
@@ -10,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "bench/attention_bench.h"
 #include "bench/linear_bench.h"
 #include "bench/mac_peak.h"
 #include "bench/read_bandwidth.h"
@@ -113,6 +115,31 @@ void bind_bench(nb::module_& m) {
           const LinearBenchResult result = measured(working_set_bytes, [&] { return run(bench); });
           return std::pair<int64_t, double>(result.calls, result.seconds);
         });
+  m.def("bench_attention", [](const std::string& isa, const std::string& kv_type, int64_t n_heads,
+                              int64_t n_kv_heads, int64_t head_dim, int64_t positions, int threads,
+                              double seconds, int64_t working_set_bytes) {
+    const KernelTable& table = require_table(isa);
+    const KvType type = require_kv_type(kv_type);
+    require_positive("n_kv_heads", static_cast<double>(n_kv_heads), 1024);
+    require_positive("n_heads", static_cast<double>(n_heads), 65536);
+    if (n_heads % n_kv_heads != 0) {
+      raise_mismatch("n_heads", "a multiple of " + std::to_string(n_kv_heads),
+                     std::to_string(n_heads), "key heads are shared equally");
+    }
+    require_positive("head_dim", static_cast<double>(head_dim), 65536);
+    if (head_dim % 2 != 0) {
+      raise_mismatch("head_dim", "an even number", std::to_string(head_dim), "round it up");
+    }
+    require_positive("positions", static_cast<double>(positions), 0x1p24);
+    require_positive("threads", threads, 1024);
+    require_positive("seconds", seconds, 600);
+    require_positive("working_set_bytes", static_cast<double>(working_set_bytes), 0x1p40);
+    const AttentionBench bench{&table,    type,    n_heads, n_kv_heads,       head_dim,
+                               positions, threads, seconds, working_set_bytes};
+    const AttentionBenchResult result = measured(working_set_bytes, [&] { return run(bench); });
+    return std::tuple<int64_t, double, int64_t>(result.calls, result.seconds,
+                                                result.bytes_per_call);
+  });
 }
 
 }  // namespace qh

@@ -32,8 +32,6 @@ constexpr int32_t kNonFinite = -2;
 constexpr int32_t kNotANumber = -3;
 constexpr int32_t kNoCandidates = -4;
 
-KvType kv_type_of(const std::string& name) { return name == "f16" ? KvType::f16 : KvType::f32; }
-
 ModelShape shape_of(const nb::tuple& sizes) {
   return {nb::cast<int64_t>(sizes[0]), nb::cast<int64_t>(sizes[1]), nb::cast<int64_t>(sizes[2]),
           nb::cast<int64_t>(sizes[3]), nb::cast<int64_t>(sizes[4]), nb::cast<int64_t>(sizes[5]),
@@ -90,9 +88,10 @@ class NativeDecoder {
     model.activation = activation == "silu" ? Activation::silu : Activation::relu2;
     model.inv_freq = numbers_.floats(inv_freq);
     read_weights(embedding, head, head_scan, final_norm, layers, weights_, model);
-    decoder_ = std::make_unique<Decoder>(
-        require_table(isa), std::move(model),
-        DecoderOptions{context_length, threads, kv_type_of(kv_type), exact, batch_tokens, trace});
+    decoder_ =
+        std::make_unique<Decoder>(require_table(isa), std::move(model),
+                                  DecoderOptions{context_length, threads, require_kv_type(kv_type),
+                                                 exact, batch_tokens, trace});
   }
 
   // The same weights at another place; the arrays of the old one are let go.
@@ -190,7 +189,7 @@ void bind_decoder(nb::module_& module) {
       [](const nb::tuple& sizes, int64_t context_length, int threads, const std::string& kv_type,
          int64_t batch_tokens) {
         const DecoderBytes bytes = decoder_bytes(shape_of(sizes), context_length, threads,
-                                                 kv_type_of(kv_type), batch_tokens);
+                                                 require_kv_type(kv_type), batch_tokens);
         return nb::make_tuple(bytes.kv_cache, bytes.scratch);
       },
       "sizes"_a, "context_length"_a, "threads"_a, "kv_type"_a, "batch_tokens"_a);

@@ -5,12 +5,14 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "bind/arrays.h"
 #include "bind/bind_bench.h"
+#include "core/kv_layout.h"
 #include "format_info.h"
 #include "formats.h"
 
@@ -232,51 +234,71 @@ void quantize_groups(const std::string& isa, const InputArray& x, const OutputAr
                         output<int32_t>(sums, "sums", {2 * groups}));
 }
 
-void store_kv(const std::string& isa, const InputArray& x, const OutputArray& out) {
-  const KernelTable& table = require_table(isa);
-  const float* x_data = input<float>(x, "x", {kAny});
-  const int64_t n = static_cast<int64_t>(x.shape(0));
-  if (out.dtype() == nb::dtype<uint16_t>()) {
-    table.store_kv(KvType::f16, x_data, n, output<uint16_t>(out, "out", {n}));
-  } else {
-    table.store_kv(KvType::f32, x_data, n, output<float>(out, "out", {n}));
-  }
+// One head of a cache; its segments lie side by side. Only store_kv writes into it.
+template <typename Array>
+KvHead checked_kv_head(const std::string& kv_type, int64_t head_dim, const Array& data,
+                       int64_t* positions) {
+  const KvType type = require_kv_type(kv_type);
+  require(head_dim > 0 && head_dim % 2 == 0, "key", "an even head_dim", std::to_string(head_dim));
+  detail::check<uint8_t>(data, "cache", {kAny});
+  const int64_t block = kv_block_bytes(type, head_dim);
+  const int64_t bytes = static_cast<int64_t>(data.shape(0));
+  require(bytes > 0 && bytes % block == 0, "cache", "blocks of " + std::to_string(block) + " bytes",
+          std::to_string(bytes) + " bytes");
+  require(reinterpret_cast<uintptr_t>(data.data()) % sizeof(float) == 0, "cache",
+          "4-byte alignment", "another");
+  *positions = bytes / block * kKvBlock;
+  return {type, head_dim,
+          static_cast<uint8_t*>(const_cast<void*>(static_cast<const void*>(data.data())))};
 }
 
-void attention(const std::string& isa, const InputArray& q, const InputArray& keys,
-               const InputArray& values, int64_t first, int64_t last, float scale,
+KvHead segment_of(const KvHead& all, int64_t segment) {
+  const int64_t blocks = segment * kKvSegment / kKvBlock;
+  return {all.type, all.head_dim, all.data + blocks * kv_block_bytes(all.type, all.head_dim)};
+}
+
+void store_kv(const std::string& isa, const std::string& kv_type, int64_t position,
+              const InputArray& key, const InputArray& value, const OutputArray& data) {
+  const KernelTable& table = require_table(isa);
+  const float* key_data = input<float>(key, "key", {kAny});
+  const int64_t head_dim = static_cast<int64_t>(key.shape(0));
+  const float* value_data = input<float>(value, "value", {head_dim});
+  int64_t positions = 0;
+  const KvHead cache = checked_kv_head(kv_type, head_dim, data, &positions);
+  require_range("position", position, 0, positions - 1);
+  table.store_kv(segment_of(cache, position / kKvSegment), position % kKvSegment, key_data,
+                 value_data);
+}
+
+void attention(const std::string& isa, const std::string& kv_type, const InputArray& q,
+               const InputArray& data, int64_t first, int64_t last, float scale,
                const OutputArray& out) {
   const KernelTable& table = require_table(isa);
   AttentionArgs args{};
   args.q = input<float>(q, "q", {kAny, kAny});
   args.n_heads = static_cast<int64_t>(q.shape(0));
-  args.head_dim = static_cast<int64_t>(q.shape(1));
-  require(keys.ndim() == 3, "keys", "3 axes", std::to_string(keys.ndim()));
-  const int64_t positions = static_cast<int64_t>(keys.shape(0));
-  args.n_kv_heads = static_cast<int64_t>(keys.shape(1));
-  const bool half = keys.dtype() == nb::dtype<uint16_t>();
-  args.kv_type = half ? KvType::f16 : KvType::f32;
-  const auto cache = [&](const InputArray& array, const char* name) -> const void* {
-    if (half) return input<uint16_t>(array, name, {positions, args.n_kv_heads, args.head_dim});
-    return input<float>(array, name, {positions, args.n_kv_heads, args.head_dim});
-  };
-  args.keys = cache(keys, "keys");
-  args.values = cache(values, "values");
-  require(args.n_kv_heads > 0 && args.n_heads % args.n_kv_heads == 0, "q",
-          "a multiple of the key heads", std::to_string(args.n_heads) + " heads");
-  require(args.head_dim > 0 && args.head_dim % 2 == 0, "q", "an even head_dim",
-          std::to_string(args.head_dim));
+  const int64_t head_dim = static_cast<int64_t>(q.shape(1));
+  int64_t positions = 0;
+  const KvHead cache = checked_kv_head(kv_type, head_dim, data, &positions);
   require_range("last", last, 0, positions - 1);
   require_range("first", first, 0, last);
-  args.first = first;
-  args.last = last;
   args.scale = scale;
-  args.head_begin = 0;
-  args.head_end = args.n_heads;
-  args.out = output<float>(out, "out", {args.n_heads, args.head_dim});
-  std::vector<float> scores(static_cast<size_t>(last - first + 1));
-  args.scores = scores.data();
-  table.attention(args);
+  std::vector<int8_t> codes(static_cast<size_t>(attention_codes(head_dim)));
+  args.codes = codes.data();
+  std::vector<float> states(static_cast<size_t>(4 * args.n_heads));
+  std::vector<float> later(static_cast<size_t>(args.n_heads * head_dim));
+  const AttentionPart whole{output<float>(out, "out", {args.n_heads, head_dim}), states.data()};
+  const AttentionPart part{later.data(), states.data() + 2 * args.n_heads};
+  for (int64_t segment = first / kKvSegment; segment <= last / kKvSegment; ++segment) {
+    args.cache = segment_of(cache, segment);
+    args.first = std::max<int64_t>(0, first - segment * kKvSegment);
+    args.last = std::min(last - segment * kKvSegment, kKvSegment - 1);
+    const bool is_first = segment == first / kKvSegment;
+    args.part = is_first ? whole : part;
+    table.attention(args);
+    if (!is_first) table.attention_merge(whole, part, args.n_heads, head_dim);
+  }
+  table.attention_finish(whole, args.n_heads, head_dim);
 }
 
 }  // namespace
@@ -304,6 +326,13 @@ FormatId require_format(const std::string& name) {
   for (const FormatSpec& spec : kFormats)
     known += (known.empty() ? "" : ", ") + std::string(spec.name);
   raise_mismatch("format", "one of " + known, name, "use one of these formats");
+}
+
+KvType require_kv_type(const std::string& name) {
+  if (name == "f16") return KvType::f16;
+  if (name == "f32") return KvType::f32;
+  if (name == "int8") return KvType::int8;
+  raise_mismatch("kv_type", "f16, f32 or int8", name, "use one of these");
 }
 
 int64_t require_nbytes(FormatId format, int64_t rows, int64_t cols) {

@@ -4,6 +4,10 @@
 // and over the block of exactly that size. The two cannot drift apart.
 #pragma once
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <cstddef>
 #include <cstdint>
 #include <new>
@@ -16,14 +20,23 @@ namespace qh {
 // Cache line and widest vector register.
 inline constexpr int64_t kAlignment = 64;
 
+enum class Pages { small, large };
+
 // Owns `bytes` bytes, aligned, not initialised: pages that are never used never become resident.
+// Pages are large where that was wished, the block holds several and the system grants it: for what
+// is read front to back, small ones cost a third of the bandwidth (bench/bench_memory.h).
 class AlignedBlock {
  public:
-  explicit AlignedBlock(int64_t bytes)
-      : data_(static_cast<uint8_t*>(::operator new(static_cast<size_t>(bytes > 0 ? bytes : 1),
-                                                   std::align_val_t{kAlignment}))),
-        bytes_(bytes) {}
-  ~AlignedBlock() { ::operator delete(data_, std::align_val_t{kAlignment}); }
+  explicit AlignedBlock(int64_t bytes, Pages pages = Pages::small)
+      : alignment_{pages == Pages::large && bytes >= 4 * kLargePage ? kLargePage : kAlignment},
+        data_(static_cast<uint8_t*>(::operator new(static_cast<size_t>(bytes > 0 ? bytes : 1),
+                                                   std::align_val_t(alignment_)))),
+        bytes_(bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    if (alignment_ == kLargePage) madvise(data_, static_cast<size_t>(bytes), MADV_HUGEPAGE);
+#endif
+  }
+  ~AlignedBlock() { ::operator delete(data_, std::align_val_t(alignment_)); }
   AlignedBlock(const AlignedBlock&) = delete;
   AlignedBlock& operator=(const AlignedBlock&) = delete;
 
@@ -31,6 +44,9 @@ class AlignedBlock {
   int64_t bytes() const noexcept { return bytes_; }
 
  private:
+  static constexpr int64_t kLargePage = int64_t{1} << 21;
+
+  int64_t alignment_;
   uint8_t* data_;
   int64_t bytes_;
 };

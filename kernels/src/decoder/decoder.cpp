@@ -20,8 +20,6 @@ namespace {
 constexpr int64_t kChunkBytes = 4 * 1024 * 1024;
 constexpr int64_t kChunkWork = 16 * 1024 * 1024;
 constexpr int64_t kMinChunksPerThread = 4;
-// Tokens of a prefill that read the keys and values of one head one after the other.
-constexpr int64_t kAttentionTokens = 8;
 // Rows of the head that one thread computes again; each is a wait for memory.
 constexpr int64_t kRescoreChunk = 16;
 // Below this many multiply-adds (about 0.5 microseconds) a step is faster on one thread than handed
@@ -216,7 +214,8 @@ bool Decoder::run_layer(int64_t layer, int64_t begin, int64_t n_tokens) {
   multiply(qkv, n_tokens);
   if (cancelled()) return false;
   store_positions(layer, begin, n_tokens);
-  attend(layer, begin, n_tokens);
+  attend(pool_, {table_, shape, cache_, s.attend, layer, begin, n_tokens, weights.sliding_window,
+                 s.q, s.attention, s.q_stride});
 
   const LinearJob o[] = {{&weights.o, s.branch, s.hidden_stride}};
   prepare_input({layer, "o"}, n_tokens, shape.q_size(), forms_of(o), [&](int64_t t, float* input) {
@@ -287,67 +286,31 @@ void Decoder::store_positions(int64_t layer, int64_t begin, int64_t n_tokens) no
     const float* sin = s.sin + position * (head_dim / 2);
     table_.rope(q, shape.num_attention_heads, head_dim, cos, sin);
     table_.rope(k, shape.num_key_value_heads, head_dim, cos, sin);
-    if (options_.kv_type == KvType::f16 &&
-        (!fits_half(k, shape.kv_size()) || !fits_half(s.v + t * s.kv_stride, shape.kv_size()))) {
+    const float* v = s.v + t * s.kv_stride;
+    if (!fits_cache(k, shape.kv_size()) || !fits_cache(v, shape.kv_size())) {
       note_non_finite(position);
     }
-    const int64_t row = position * cache_.row_bytes();
-    for (int64_t head = 0; head < shape.num_key_value_heads; ++head) {
-      table_.store_kv(options_.kv_type, k + head * head_dim, head_dim,
-                      cache_.keys(layer, head) + row);
-      table_.store_kv(options_.kv_type, s.v + t * s.kv_stride + head * head_dim, head_dim,
-                      cache_.values(layer, head) + row);
-    }
   });
-}
-
-void Decoder::attend(int64_t layer, int64_t begin, int64_t n_tokens) noexcept {
-  const LayerView& weights = model_.layers[static_cast<size_t>(layer)];
-  const ModelShape& shape = model_.shape;
-  const Scratch& s = scratch_;
-  const int64_t head_dim = shape.head_dim;
-  // A chunk is some query heads that share a key-value head, for some tokens. Chunks of one
-  // key-value head follow each other, so that its keys and values stay in the cache.
-  const int64_t threads = pool_.threads();
-  const int64_t kv_heads = shape.num_key_value_heads;
-  const int64_t group = shape.num_attention_heads / kv_heads;
-  const int64_t block = std::min(n_tokens, kAttentionTokens);
-  const int64_t blocks = (n_tokens + block - 1) / block;
-  const bool enough = threads == 1 || blocks * kv_heads >= threads * kMinChunksPerThread;
-  const int64_t heads = enough ? group : 1;
-  const int64_t n_chunks = shape.num_attention_heads / heads * blocks;
-  const auto attend_chunk = [&](int64_t chunk, int worker) {
-    const int64_t first_head = chunk / blocks * heads;
-    const int64_t kv_head = first_head / group;
-    const int64_t group_offset = kv_head * group * head_dim;
-    const int64_t first_token = chunk % blocks * block;
-    AttentionArgs args;
-    args.keys = cache_.keys(layer, kv_head);
-    args.values = cache_.values(layer, kv_head);
-    args.kv_type = options_.kv_type;
-    args.n_heads = group;
-    args.n_kv_heads = 1;
-    args.head_dim = head_dim;
-    args.head_begin = first_head % group;
-    args.head_end = args.head_begin + heads;
-    args.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)));
-    args.scores = s.scores + worker * s.score_stride;
-    for (int64_t t = first_token; t < std::min(first_token + block, n_tokens); ++t) {
+  // By head and not by token: in the cache, tokens that follow each other share cache lines.
+  const auto store = [&](int64_t head, int) {
+    for (int64_t t = 0; t < n_tokens; ++t) {
       const int64_t position = begin + t;
-      args.q = s.q + t * s.q_stride + group_offset;
-      args.out = s.attention + t * s.q_stride + group_offset;
-      args.last = position;
-      args.first = weights.sliding_window > 0
-                       ? std::max<int64_t>(0, position - weights.sliding_window + 1)
-                       : 0;
-      table_.attention(args);
+      const int64_t at = t * s.kv_stride + head * head_dim;
+      table_.store_kv(cache_.head(layer, head, position / kKvSegment), position % kKvSegment,
+                      s.k + at, s.v + at);
     }
   };
-  if (2 * n_tokens * (begin + n_tokens) * shape.q_size() > kHandOverWork) {
-    pool_.run(n_chunks, attend_chunk);
+  const int64_t kv_heads = shape.num_key_value_heads;
+  if (n_tokens * shape.kv_size() > kHandOverWork) {
+    pool_.run(kv_heads, store);
   } else {
-    for (int64_t chunk = 0; chunk < n_chunks; ++chunk) attend_chunk(chunk, 0);
+    for (int64_t head = 0; head < kv_heads; ++head) store(head, 0);
   }
+}
+
+// Whether what is stored of x is finite.
+bool Decoder::fits_cache(const float* x, int64_t n) const noexcept {
+  return options_.kv_type == KvType::f16 ? fits_half(x, n) : all_finite(x, n);
 }
 
 // Logits of n_tokens rows of the residual stream from first_row on; the first is at position begin.

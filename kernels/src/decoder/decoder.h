@@ -154,7 +154,7 @@ class Decoder {
   Status run_batch(const int32_t* tokens, int64_t n_tokens, float* all_logits);
   bool run_layer(int64_t layer, int64_t begin, int64_t n_tokens);
   void store_positions(int64_t layer, int64_t begin, int64_t n_tokens) noexcept;
-  void attend(int64_t layer, int64_t begin, int64_t n_tokens) noexcept;
+  bool fits_cache(const float* x, int64_t n) const noexcept;
   void compute_logits(int64_t first_row, int64_t n_tokens, int64_t begin, float* logits);
   void rescore(int64_t token, float* logits) noexcept;
   void extend_rope_tables(int64_t end) noexcept;

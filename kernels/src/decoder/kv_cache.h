@@ -1,14 +1,15 @@
 // kv_cache.h: keys and values of every layer and position, rope already applied to the keys.
 //
-// Layout: layer by layer, first all keys of the layer, then all its values; each of them
-// (num_key_value_heads, context_length, head_dim) in KvType, so that the attention of a head reads
-// one unbroken stretch (with the heads of a position side by side it took 1.3 times as long at 500
-// positions and 1.8 times at 2,000; AVX-512, 5 heads of 128, November 2026). Positions are written
-// in order, so dropping the last ones (a new turn that shares a prefix) is only a smaller position.
+// By segments of kKvSegment positions; within a segment layer by layer, and within a layer head by
+// head, block after block. The attention of a layer reads unbroken stretches front to back, and
+// memory is first used as positions are reached. Positions are written in order, so dropping the
+// last ones (a new turn that shares a prefix) is only a smaller position.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
+#include "core/kv_layout.h"
 #include "decoder/arena.h"
 #include "decoder/model_view.h"
 
@@ -17,35 +18,33 @@ namespace qh {
 class KvCache {
  public:
   KvCache(const ModelShape& shape, int64_t context_length, KvType type)
-      : row_bytes_(shape.head_dim * value_bytes(type)),
-        head_bytes_(context_length * row_bytes_),
-        plane_bytes_(plane_bytes(shape, context_length, type)),
-        block_(bytes(shape, context_length, type)) {}
+      : type_(type),
+        head_dim_(shape.head_dim),
+        heads_(shape.num_key_value_heads),
+        layers_(shape.num_hidden_layers),
+        positions_(round_up(context_length, kKvBlock)),
+        block_(bytes(shape, context_length, type), Pages::large) {}
 
   static int64_t bytes(const ModelShape& shape, int64_t context_length, KvType type) noexcept {
-    return 2 * shape.num_hidden_layers * plane_bytes(shape, context_length, type);
+    return shape.num_hidden_layers * shape.num_key_value_heads *
+           (round_up(context_length, kKvBlock) / kKvBlock) * kv_block_bytes(type, shape.head_dim);
   }
 
-  // (context_length, head_dim) of one layer and key-value head.
-  uint8_t* keys(int64_t layer, int64_t head) const noexcept {
-    return block_.data() + 2 * layer * plane_bytes_ + head * head_bytes_;
+  KvHead head(int64_t layer, int64_t head, int64_t segment) const noexcept {
+    const int64_t positions = std::min(kKvSegment, positions_ - segment * kKvSegment);
+    const int64_t before =
+        segment * kKvSegment * layers_ * heads_ + (layer * heads_ + head) * positions;
+    return {type_, head_dim_, block_.data() + before / kKvBlock * kv_block_bytes(type_, head_dim_)};
   }
-  uint8_t* values(int64_t layer, int64_t head) const noexcept {
-    return keys(layer, head) + plane_bytes_;
-  }
-  int64_t row_bytes() const noexcept { return row_bytes_; }
   int64_t bytes() const noexcept { return block_.bytes(); }
+  KvType type() const noexcept { return type_; }
 
  private:
-  static int64_t value_bytes(KvType type) noexcept { return type == KvType::f16 ? 2 : 4; }
-  static int64_t plane_bytes(const ModelShape& shape, int64_t context_length,
-                             KvType type) noexcept {
-    return round_up(context_length * shape.kv_size() * value_bytes(type), kAlignment);
-  }
-
-  int64_t row_bytes_;    // one position of one head
-  int64_t head_bytes_;   // all positions of one head
-  int64_t plane_bytes_;  // all heads
+  KvType type_;
+  int64_t head_dim_;
+  int64_t heads_;
+  int64_t layers_;
+  int64_t positions_;  // a multiple of kKvBlock
   AlignedBlock block_;
 };
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "decoder/arena.h"
+#include "decoder/attention.h"
 #include "decoder/best_rows.h"
 #include "decoder/model_view.h"
 
@@ -40,8 +41,7 @@ struct Scratch {
   float* logits;      // (vocab_size)
   float* block_best;  // (2 * best_blocks): the largest logit of each block; see best_rows.h
   int32_t* best;      // (best_capacity): candidates for the best rows
-  float* scores;      // (threads, score_stride): attention scores of one head per thread
-  int64_t score_stride;
+  AttentionScratch attend;
   float* cos;  // (context_length, head_dim / 2), filled as positions are reached
   float* sin;  // (context_length, head_dim / 2)
 
@@ -60,7 +60,6 @@ struct Scratch {
     kv_stride = round_up(shape.kv_size(), kActivationPad);
     intermediate_stride = round_up(shape.intermediate_size, kActivationPad);
     input_stride = std::max({hidden_stride, q_stride, intermediate_stride});
-    score_stride = round_up(context_length, kAlignment / static_cast<int64_t>(sizeof(float)));
     const int64_t half_dim = shape.head_dim / 2;
     const int64_t groups = input_stride / kActivationGroup;
 
@@ -89,7 +88,7 @@ struct Scratch {
     logits = arena.take<float>(shape.vocab_size);
     block_best = arena.take<float>(2 * best_blocks(shape.vocab_size));
     best = arena.take<int32_t>(best_capacity(shape.vocab_size));
-    scores = arena.take<float>(static_cast<int64_t>(threads) * score_stride);
+    attend.lay_out(shape, context_length, threads, batch, arena);
     cos = arena.take<float>(context_length * half_dim);
     sin = arena.take<float>(context_length * half_dim);
     return arena.used();

@@ -12,6 +12,7 @@
 #include "ops/attention.h"
 #include "ops/elementwise.h"
 #include "ops/quantize.h"
+#include "ops/store_kv.h"
 
 namespace qh {
 namespace {
@@ -61,6 +62,8 @@ constexpr KernelTable make_table(Isa isa, const char* name) noexcept {
   table.quantize_groups = &quantize_groups<V>;
   table.store_kv = &store_kv<V>;
   table.attention = &attention<V>;
+  table.attention_merge = &attention_merge<V>;
+  table.attention_finish = &attention_finish<V>;
   return table;
 }
 

@@ -1,5 +1,6 @@
 // scalar.cpp: the plain instance of every kernel. No instruction-set flags; defines scalar_table().
 #include "dispatch.h"
+#include "scalar/attention.h"
 #include "scalar/codebook.h"
 #include "scalar/linear.h"
 #include "scalar/ops.h"
@@ -34,6 +35,8 @@ constexpr KernelTable make_table() noexcept {
   table.quantize_groups = &scalar_quantize_groups;
   table.store_kv = &scalar_store_kv;
   table.attention = &scalar_attention;
+  table.attention_merge = &scalar_attention_merge;
+  table.attention_finish = &scalar_attention_finish;
   return table;
 }
 

@@ -91,21 +91,5 @@ void quantize_groups(const float* x, int64_t n, int64_t padded, int8_t* codes, f
   }
 }
 
-template <typename V>
-void store_kv(KvType type, const float* x, int64_t n, void* out) noexcept {
-  if (type == KvType::f32) {
-    __builtin_memcpy(out, x, static_cast<size_t>(n) * sizeof(float));
-    return;
-  }
-  uint16_t* halves = static_cast<uint16_t*>(out);
-  for_lanes(n, [=](int64_t k, int lanes) {
-    if (lanes == 16) {
-      V::store_half(halves + k, V::load(x + k));
-    } else {
-      V::store_half_partial(halves + k, V::load_partial(x + k, lanes), lanes);
-    }
-  });
-}
-
 }  // namespace
 }  // namespace qh

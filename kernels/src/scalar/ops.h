@@ -118,59 +118,5 @@ inline void scalar_quantize_groups(const float* x, int64_t n, int64_t padded, in
   }
 }
 
-inline void scalar_store_kv(KvType type, const float* x, int64_t n, void* out) noexcept {
-  if (type == KvType::f32) {
-    __builtin_memcpy(out, x, static_cast<size_t>(n) * sizeof(float));
-    return;
-  }
-  uint16_t* halves = static_cast<uint16_t*>(out);
-  for (int64_t i = 0; i < n; ++i) halves[i] = half_from_float(x[i]);
-}
-
-inline float kv_element(const void* cache, KvType type, int64_t index) noexcept {
-  if (type == KvType::f32) return static_cast<const float*>(cache)[index];
-  return float_from_half(static_cast<const uint16_t*>(cache)[index]);
-}
-
-inline void scalar_attention_head(const AttentionArgs& a, int64_t head) noexcept {
-  const int64_t dim = a.head_dim;
-  const int64_t row = a.n_kv_heads * dim;
-  const int64_t kv_offset = head / (a.n_heads / a.n_kv_heads) * dim;
-  const int64_t count = a.last - a.first + 1;
-  const float* q = a.q + head * dim;
-  float largest = 0.0f;
-  for (int64_t p = 0; p < count; ++p) {
-    const int64_t key = (a.first + p) * row + kv_offset;
-    double sum = 0.0;
-    for (int64_t i = 0; i < dim; ++i) {
-      sum +=
-          static_cast<double>(q[i]) * static_cast<double>(kv_element(a.keys, a.kv_type, key + i));
-    }
-    const float score = static_cast<float>(sum) * a.scale;
-    a.scores[p] = score;
-    if (p == 0 || score > largest) largest = score;
-  }
-  double total = 0.0;
-  for (int64_t p = 0; p < count; ++p) {
-    a.scores[p] = std::exp(a.scores[p] - largest);
-    total += static_cast<double>(a.scores[p]);
-  }
-  for (int64_t i = 0; i < dim; ++i) {
-    double sum = 0.0;
-    for (int64_t p = 0; p < count; ++p) {
-      const int64_t value = (a.first + p) * row + kv_offset + i;
-      sum += static_cast<double>(a.scores[p]) *
-             static_cast<double>(kv_element(a.values, a.kv_type, value));
-    }
-    a.out[head * dim + i] = static_cast<float>(sum / total);
-  }
-}
-
-inline void scalar_attention(const AttentionArgs& args) noexcept {
-  for (int64_t head = args.head_begin; head < args.head_end; ++head) {
-    scalar_attention_head(args, head);
-  }
-}
-
 }  // namespace
 }  // namespace qh

@@ -11,9 +11,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from qh_kernels.kv_cache import KV_TYPES
 from qh_runtime.architectures import spec_from_config
 from qh_runtime.checkpoints.config import read_config
 from qh_runtime.errors import QhError
@@ -44,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--head-scan", action="store_true", help="scan the head in 4 bits whatever its size"
     )
     parser.add_argument("--exact", action="store_true", help="float32 activations and KV cache")
+    parser.add_argument(
+        "--kv", action="append", choices=KV_TYPES, help="type of the KV cache; may be repeated"
+    )
     options = parser.parse_args(arguments)
     try:
         report = evaluate(options)
@@ -83,12 +88,15 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     open_with = partial(open_model, context_length=context, threads=options.threads)
     base = open_with(options.model, pack=None, exact=True)
     results = []
-    for pack in options.pack or [None]:
-        head_scan: HeadScan = "always" if options.head_scan else "auto"
-        model = open_with(options.model, pack=pack, head_scan=head_scan, exact=options.exact)
+    head_scan: HeadScan = "always" if options.head_scan else "auto"
+    for pack, kv_type in product(options.pack or [None], options.kv or ["f16"]):
+        model = open_with(
+            options.model, pack=pack, head_scan=head_scan, exact=options.exact, kv_type=kv_type
+        )
         results.append(
             {
                 "pack": pack,
+                "kv": "f32" if options.exact else kv_type,
                 "bits_per_weight": round(model.weights_bits, 3),
                 "isa": model.decoder.isa,
                 "perplexity": asdict(measure_perplexity(model.engine, tokens, sliding)),

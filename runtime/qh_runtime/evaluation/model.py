@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from qh_kernels.decoder import Decoder
+from qh_kernels.decoder import Decoder, KvType
 from qh_runtime.architectures import DecoderSpec, decoder_shape, spec_from_config
 from qh_runtime.checkpoints.config import read_config
 from qh_runtime.checkpoints.layouts import layout_for
@@ -39,6 +39,7 @@ def open_model(
     context_length: int,
     threads: int = 1,
     exact: bool = False,
+    kv_type: KvType = "f16",
     isa: str | None = None,
 ) -> EvaluatedModel:
     """The C++ decoder of a checkpoint; packed in memory, nothing is written.
@@ -46,6 +47,7 @@ def open_model(
     Args:
         pack, head_scan: see `plan_matrices`.
         exact: float32 activations and KV cache.
+        kv_type: type of the KV cache where `exact` does not say.
 
     Raises:
         QhError: the checkpoint, the pack format or an option is refused.
@@ -63,6 +65,7 @@ def open_model(
         context_length=context_length,
         threads=threads,
         exact=exact,
+        kv_type=kv_type,
         isa=isa,
     )
     bits = 8 * sum(matrix.nbytes for matrix in packed.matrices) / spec.parameters

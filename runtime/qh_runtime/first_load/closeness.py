@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qh_kernels.kv_cache import KV_BLOCK, KvHead
 from qh_runtime.errors import KernelError
 from qh_runtime.reference import ops
 from qh_runtime.reference.ops import QuantizedActivations
@@ -20,6 +21,7 @@ __all__ = [
     "FLOAT32_ROUNDING",
     "UNDERFLOW",
     "WrongResultError",
+    "attention_of_head",
     "product",
     "require_close",
     "wrong",
@@ -114,3 +116,40 @@ def _bound(terms: float, magnitude: NDArray[Any]) -> F64:
 
 def _text(value: object) -> str:
     return f"{value:.7g}" if isinstance(value, float) else str(value)
+
+
+def attention_of_head(
+    q: F64, cache: KvHead, first: int, last: int, scale: float
+) -> tuple[F64, F64]:
+    """(softmax(q . K * scale) . V, bound on the error of the kernels), each (n_heads, head_dim).
+
+    An error d of a score is a factor e^d of its weight, and another of the sum of weights. A score
+    has head_dim roundings in turn; over int8 keys also the query's, of half a step of
+    max|q| / 127. Over int8 values, a weight times the scale of its value is rounded by half a step
+    of 1/127 of the largest in its block.
+
+    Args:
+        q: (n_heads, head_dim), of heads that share the key head.
+        cache: that head; positions first..last are attended to.
+    """
+    window = slice(first, last + 1)
+    keys, values = (x[window].astype(np.float64) for x in (cache.keys(), cache.values()))
+    scores = scale * (q @ keys.T)
+    error = (cache.head_dim + 8) * FLOAT32_ROUNDING * scale * (np.abs(q) @ np.abs(keys).T)
+    error += 4 * FLOAT32_ROUNDING * np.abs(scores)
+    if cache.kv_type == "int8":
+        half_step = np.abs(q).max(axis=1, keepdims=True) / 253
+        error += scale * half_step * np.abs(keys).sum(axis=1)
+    weights: F64 = np.asarray(ops.softmax(scores), np.float64)
+    worst = error.max(axis=1, keepdims=True)
+    relative = np.expm1(2 * worst) + (len(keys) + 24) * FLOAT32_ROUNDING
+    bound = relative * (weights @ np.abs(values))
+    if cache.kv_type == "int8":
+        scaled = weights * cache.scales()[1][window]
+        codes = np.abs(cache.stored_values()[window].astype(np.float64))
+        blocks = np.arange(first, last + 1) // KV_BLOCK
+        for block in np.unique(blocks):
+            inside = blocks == block
+            half_step = scaled[:, inside].max(axis=1, keepdims=True) / 253
+            bound += np.exp(2 * worst) * half_step * codes[inside].sum(axis=0)
+    return weights @ values, bound + UNDERFLOW * np.abs(values).max()

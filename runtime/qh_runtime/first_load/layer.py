@@ -20,12 +20,14 @@ from qh_kernels import cpu
 from qh_kernels import decoder as native
 from qh_kernels.cpu import QuantizedTokens
 from qh_kernels.decoder import DecoderWeights, KvType, LayerWeights, Matrix, TraceRecord
+from qh_kernels.kv_cache import KvHead
 from qh_runtime import formats
 from qh_runtime.architectures import DecoderSpec, LayerSpec, LinearSpec, decoder_shape
 from qh_runtime.architectures.rope import inverse_frequencies
 from qh_runtime.first_load.closeness import (
     FLOAT32_ROUNDING,
     UNDERFLOW,
+    attention_of_head,
     product,
     require_close,
     wrong,
@@ -313,44 +315,51 @@ class _Chain:
         spec, layer, isa = self.spec, self.layer, self.how.isa
         n_tokens = len(q)
         shape = (n_tokens, spec.num_key_value_heads, spec.head_dim)
-        keys = self._stored(self._heads(layer.k_norm, k, self.weights.k_norm, "k"), "keys")
-        values = self._stored(v.reshape(shape), "values")
+        rotated = self._heads(layer.k_norm, k, self.weights.k_norm, "k")
+        caches = self._stored(rotated, v.reshape(shape))
         scale = 1.0 / float(np.sqrt(spec.head_dim))
         window = layer.sliding_window
-        found = np.stack(
-            [
-                cpu.attention(
-                    q[token],
-                    keys,
-                    values,
-                    first=max(0, token - window + 1) if window else 0,
-                    last=token,
-                    scale=scale,
-                    isa=isa,
-                )
-                for token in range(n_tokens)
-            ]
-        ).reshape(n_tokens, -1)
-        wide_q, wide_k, wide_v = (_floats(a).astype(np.float64) for a in (q, keys, values))
-        expected = ops.attention(wide_q, wide_k, wide_v, window)
-        magnitude = ops.attention(wide_q, wide_k, np.abs(wide_v), window)
-        # An error d of a score is a factor e^d of its weight, and another of the sum of weights.
         group = spec.num_attention_heads // spec.num_key_value_heads
-        sizes = np.einsum("thd,phd->thp", np.abs(wide_q), np.repeat(np.abs(wide_k), group, axis=1))
-        error = (spec.head_dim / 16 + 8) * FLOAT32_ROUNDING * scale * sizes.max(axis=2)
-        relative = np.expm1(2 * error) + (n_tokens + 24) * FLOAT32_ROUNDING
-        bound = np.repeat(relative, spec.head_dim, axis=1) * magnitude
-        largest = float(np.abs(wide_v).max())
-        self._close("attention", found, expected, bound + UNDERFLOW * largest)
-        return found
+        found = np.empty_like(q)
+        expected, bound = np.empty(q.shape), np.empty(q.shape)
+        for token in range(n_tokens):
+            first = max(0, token - window + 1) if window else 0
+            for kv_head, cache in enumerate(caches):
+                heads = slice(kv_head * group, (kv_head + 1) * group)
+                mine = np.ascontiguousarray(q[token, heads])
+                found[token, heads] = cpu.attention(
+                    mine, cache, first=first, last=token, scale=scale, isa=isa
+                )
+                expected[token, heads], bound[token, heads] = attention_of_head(
+                    mine.astype(np.float64), cache, first, token, scale
+                )
+        self._close("attention", found, expected, bound)
+        return found.reshape(n_tokens, -1)
 
-    def _stored(self, x: F32, what: str) -> cpu.KvArray:
-        stored = cpu.store_kv(np.ascontiguousarray(x).reshape(-1), self._kv_type, isa=self.how.isa)
-        stored = stored.reshape(x.shape)
-        # Rounded to 11 bits; below the smallest normal half, to a multiple of 2**-24.
-        bound = 2.0**-11 * np.abs(x) + 2.0**-25 if self._kv_type == "f16" else 0.0
-        self._close(f"stored {what}", _floats(stored), x, bound)
-        return stored
+    def _stored(self, keys: F32, values: F32) -> list[KvHead]:
+        """The cache of every head, after keys and values (n_tokens, n_kv_heads, head_dim)."""
+        n_tokens, heads, head_dim = keys.shape
+        caches = [KvHead.empty(self._kv_type, head_dim, n_tokens) for _ in range(heads)]
+        for token in range(n_tokens):
+            for head, cache in enumerate(caches):
+                rows = (np.ascontiguousarray(x[token, head]) for x in (keys, values))
+                cpu.store_kv(cache, token, *rows, isa=self.how.isa)
+        for what, given in (("keys", keys), ("values", values)):
+            read = [cache.keys() if what == "keys" else cache.values() for cache in caches]
+            kept = np.stack([x[:n_tokens] for x in read], axis=1)
+            self._close(f"stored {what}", kept, given, self._rounding(given))
+        return caches
+
+    def _rounding(self, x: F32) -> NDArray[Any]:
+        """How far from x what the cache keeps of it may be."""
+        wide = np.abs(x.astype(np.float64))
+        if self._kv_type == "int8":
+            largest = wide.max(axis=-1, keepdims=True)
+            return np.broadcast_to(largest * (1 / 254 + 2.0**-22), x.shape)
+        if self._kv_type == "f16":
+            # Rounded to 11 bits; below the smallest normal half, to a multiple of 2**-24.
+            return 2.0**-11 * wide + 2.0**-25
+        return np.zeros(x.shape)
 
     @property
     def _kv_type(self) -> KvType:
@@ -367,10 +376,6 @@ class _Chain:
         bound = 8 * FLOAT32_ROUNDING * np.abs(expected) + UNDERFLOW * np.abs(up)
         self._close(f"{activation} of gate", found, expected, bound)
         return found
-
-
-def _floats(stored: cpu.KvArray) -> NDArray[np.floating[Any]]:
-    return np.asarray(stored.view(np.float16) if stored.dtype == np.uint16 else stored)
 
 
 def _padded(codes: NDArray[np.int8], scales: F32, like: QuantizedTokens) -> QuantizedTokens:

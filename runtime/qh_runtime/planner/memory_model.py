@@ -7,6 +7,7 @@ computed here as well so that a plan needs no native code, as for a machine that
 
 from __future__ import annotations
 
+from qh_kernels.kv_cache import KV_BLOCK, KvType, kv_block_bytes
 from qh_runtime.architectures.base import DecoderSpec
 
 __all__ = ["BATCH_TOKENS", "kv_cache_bytes", "norm_bytes", "runtime_bytes", "scratch_bytes"]
@@ -19,6 +20,9 @@ BATCH_TOKENS = 64
 _ALIGNMENT = 64
 _PAD = 128
 _GROUP = 32
+
+# kKvSegment of its kernel_table.h: positions whose attention is one part.
+_KV_SEGMENT = 256
 
 # kBestBlock and kRescoredRows of its best_rows.h.
 _BEST_BLOCK = 64
@@ -38,10 +42,11 @@ _PROCESS_BYTES = 38 << 20
 _TOKENIZER_BYTES_PER_TOKEN = 640
 
 
-def kv_cache_bytes(spec: DecoderSpec, context_length: int, *, f32: bool = False) -> int:
-    """Bytes of keys and values of every layer and position; float16, or float32."""
-    plane = context_length * spec.num_key_value_heads * spec.head_dim * (4 if f32 else 2)
-    return 2 * spec.num_hidden_layers * _round_up(plane, _ALIGNMENT)
+def kv_cache_bytes(spec: DecoderSpec, context_length: int, kv_type: KvType = "f16") -> int:
+    """Bytes of keys and values of every layer and position, with the scales of int8."""
+    blocks = -(-context_length // KV_BLOCK)
+    heads = spec.num_hidden_layers * spec.num_key_value_heads
+    return heads * blocks * kv_block_bytes(kv_type, spec.head_dim)
 
 
 def scratch_bytes(
@@ -54,7 +59,9 @@ def scratch_bytes(
     kv = _round_up(spec.num_key_value_heads * spec.head_dim, _PAD)
     intermediate = _round_up(spec.intermediate_size, _PAD)
     widest = max(hidden, q, intermediate)
-    scores = _round_up(context_length, _ALIGNMENT // 4)
+    group = spec.num_attention_heads // spec.num_key_value_heads
+    part = _round_up(group * (spec.head_dim + 2), _ALIGNMENT // 4)
+    segments = -(-context_length // _KV_SEGMENT)
     per_token_f32 = (hidden, widest, q, kv, kv, q, hidden, *[intermediate] * 3)
     pieces = [
         *(4 * batch_tokens * width for width in per_token_f32),
@@ -66,7 +73,9 @@ def scratch_bytes(
         4 * spec.vocab_size,
         4 * 2 * -(-spec.vocab_size // _BEST_BLOCK),  # the best of the scanned logits
         4 * min(spec.vocab_size, _RESCORED_ROWS * (_BEST_BLOCK + 1)),
-        4 * threads * scores,
+        threads * _round_up(4 * _round_up(spec.head_dim, 4), _ALIGNMENT),  # codes of queries
+        4 * max(threads, spec.num_key_value_heads * segments) * part,  # attention of segments
+        4 * 2 * batch_tokens * spec.num_attention_heads,  # its largest score and sum of weights
         *[4 * context_length * (spec.head_dim // 2)] * 2,  # cosines and sines
     ]
     return sum(_round_up(piece, _ALIGNMENT) for piece in pieces)

@@ -7,10 +7,11 @@ object. Units: bytes here; GB in words are 10**9 bytes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
+from qh_kernels.kv_cache import KvType
 from qh_runtime.architectures.base import DecoderSpec, LinearSpec
 from qh_runtime.errors import DoesNotFitError, PlanError
 from qh_runtime.formats import base as formats
@@ -86,7 +87,8 @@ class Plan:
     Attributes:
         available_bytes: what this process may hold in all; None when the machine does not tell.
         context_source: "asked", or the rule by which context_length was chosen.
-        kv_type: "f16" or "f32". batch_tokens: prompt tokens that go through a layer together.
+        kv_type: "f16", "int8" or "f32".
+        batch_tokens: prompt tokens that go through a layer together.
         alternatives: what would fit instead, when this does not.
     """
 
@@ -98,7 +100,7 @@ class Plan:
     context_source: str
     threads: int
     threads_source: str
-    kv_type: Literal["f16", "f32"]
+    kv_type: KvType
     batch_tokens: int
     alternatives: tuple[str, ...] = ()
 
@@ -177,17 +179,18 @@ def make_plan(
     memory = _available(profile)
     fixed = (*_weight_items(spec, weights), _runtime_item(spec, profile.memory.process_bytes))
 
-    def at(context_length: int, source: str) -> Plan:
+    def at(context_length: int, source: str, kv_type: KvType | None = None) -> Plan:
+        kept: KvType = "f32" if options.exact else kv_type or options.kv_type
         return Plan(
             model_type=spec.model_type,
-            items=(*fixed, *_context_items(spec, context_length, threads, options.exact)),
+            items=(*fixed, *_context_items(spec, context_length, threads, kept)),
             available_bytes=memory.value,
             available_source=memory.source,
             context_length=context_length,
             context_source=source,
             threads=threads,
             threads_source=threads_source,
-            kv_type="f32" if options.exact else "f16",
+            kv_type=kept,
             batch_tokens=BATCH_TOKENS,
         )
 
@@ -225,7 +228,13 @@ def context_ladder(spec: DecoderSpec) -> tuple[int, ...]:
     return tuple(sorted(x for x in steps if x <= most))
 
 
-def _choose_context(spec: DecoderSpec, at: Callable[[int, str], Plan]) -> Plan:
+class _PlanAt(Protocol):
+    """The plan with another context, and another type of KV cache."""
+
+    def __call__(self, context_length: int, source: str, kv_type: KvType | None = None) -> Plan: ...
+
+
+def _choose_context(spec: DecoderSpec, at: _PlanAt) -> Plan:
     """The longest context within the shares, or up to 512 tokens where only those fit at all.
 
     Each of the two rules gives no shorter context with more memory, and so does the longer of them.
@@ -337,22 +346,27 @@ def _runtime_item(spec: DecoderSpec, process: Fact[int]) -> PlanItem:
 
 
 def _context_items(
-    spec: DecoderSpec, context_length: int, threads: int, exact: bool
+    spec: DecoderSpec, context_length: int, threads: int, kv_type: KvType
 ) -> tuple[PlanItem, ...]:
-    cache = kv_cache_bytes(spec, context_length, f32=exact)
-    kind = "f32" if exact else "f16"
+    cache = kv_cache_bytes(spec, context_length, kv_type)
+    note = f"{kv_type}, {context_length} tokens"
+    if kv_type != "f32":
+        other: KvType = "f16" if kv_type == "int8" else "int8"
+        note += f"; {other} takes {gigabytes(kv_cache_bytes(spec, context_length, other))}"
     scratch = scratch_bytes(spec, context_length, threads)
     return (
-        PlanItem("kv cache", "kv_cache", cache, 0, "allocated", f"{kind}, {context_length} tokens"),
+        PlanItem("kv cache", "kv_cache", cache, 0, "allocated", note),
         PlanItem("scratch", "scratch", scratch, 0, "allocated", f"batches of {BATCH_TOKENS}"),
     )
 
 
 def _alternatives(
-    spec: DecoderSpec, weights: WeightFormats, plan: Plan, at: Callable[[int, str], Plan]
+    spec: DecoderSpec, weights: WeightFormats, plan: Plan, at: _PlanAt
 ) -> tuple[str, ...]:
     """What to ask for instead, each checked to fit; empty when nothing does."""
     found = []
+    if plan.kv_type == "f16" and at(plan.context_length, "", "int8").fits:
+        found.append("--kv int8")
     for context_length in reversed(context_ladder(spec)):
         if context_length < plan.context_length and at(context_length, "").fits:
             found.append(f"--context {context_length}")

@@ -29,7 +29,8 @@ class ReferenceDecoder:
         spec: what to compute.
         weights: with what; every matrix says how its input is quantized.
         dtype: float32, or float64 to have a result with almost no rounding of its own.
-        kv_dtype: type that keys and values are rounded to in the cache; None keeps dtype.
+        kv_dtype: type that keys and values are rounded to in the cache; None keeps dtype. int8 has
+            a scale for each head and token.
         hook: sees, and may replace, the activation codes of every quantized linear layer.
     """
 
@@ -39,7 +40,7 @@ class ReferenceDecoder:
         weights: ReferenceWeights,
         *,
         dtype: type[np.floating[Any]] = np.float32,
-        kv_dtype: type[np.floating[Any]] | None = None,
+        kv_dtype: type[np.floating[Any] | np.int8] | None = None,
         hook: ActivationHook | None = None,
     ) -> None:
         self.spec = spec
@@ -52,7 +53,7 @@ class ReferenceDecoder:
 
     def reset(self) -> None:
         """Empties the KV cache."""
-        empty = np.zeros((0, self.spec.num_key_value_heads, self.spec.head_dim), self._kv_dtype)
+        empty = np.zeros((0, self.spec.num_key_value_heads, self.spec.head_dim), self._dtype)
         self._keys = [empty for _ in self.spec.layers]
         self._values = [empty for _ in self.spec.layers]
 
@@ -100,17 +101,19 @@ class ReferenceDecoder:
         if layer.k_norm is not None:
             k = self._norm(k, layer.k_norm)
         q, k = ops.apply_rope(q, cos, sin), ops.apply_rope(k, cos, sin)
-        self._keys[index] = np.concatenate([self._keys[index], k.astype(self._kv_dtype)])
-        self._values[index] = np.concatenate([self._values[index], v.astype(self._kv_dtype)])
-        out = ops.attention(
-            q,
-            self._keys[index].astype(self._dtype),
-            self._values[index].astype(self._dtype),
-            layer.sliding_window,
-        )
+        self._keys[index] = np.concatenate([self._keys[index], self._cached(k)])
+        self._values[index] = np.concatenate([self._values[index], self._cached(v)])
+        out = ops.attention(q, self._keys[index], self._values[index], layer.sliding_window)
         if layer.attention_sub_norm is not None:
             out = self._norm(out, layer.attention_sub_norm)
         return self._linear(layer.o, out)
+
+    def _cached(self, x: Floats) -> Floats:
+        """What the cache makes of keys or values."""
+        if self._kv_dtype == np.int8:
+            codes, scales = ops.quantize_kv(x)
+            return codes.astype(self._dtype) * scales
+        return x.astype(self._kv_dtype).astype(self._dtype)
 
     def _mlp(self, layer: LayerSpec, x: Floats) -> Floats:
         gate, up = self._linear(layer.gate, x), self._linear(layer.up, x)

@@ -21,6 +21,7 @@ __all__ = [
     "linear",
     "linear_quantized",
     "quantize_groups",
+    "quantize_kv",
     "quantize_token",
     "rms_norm",
     "rope_tables",
@@ -154,6 +155,18 @@ def quantize_groups(x: Floats) -> QuantizedActivations:
     codes = np.clip(np.rint(groups / divisor[:, :, None]), -127, 127).astype(np.int8)
     codes = codes.reshape(n_tokens, padded)[:, :features]
     return QuantizedActivations(codes, scales, ACTIVATION_GROUP)
+
+
+def quantize_kv(x: Floats) -> tuple[NDArray[np.int8], Floats]:
+    """Keys or values as an int8 KV cache holds them: codes of x (..., head_dim), scales (..., 1).
+
+    scale = max|x| / 127; code = round(x / scale), half to even, 0 where scale is 0; float32.
+    """
+    narrow = x.astype(np.float32)
+    scales = np.abs(narrow).max(axis=-1, keepdims=True) / np.float32(127)
+    divisor = np.where(scales == 0, np.float32(1), scales)
+    codes = np.clip(np.rint(narrow / divisor), -127, 127).astype(np.int8)
+    return codes, scales.astype(x.dtype)
 
 
 def linear_quantized(

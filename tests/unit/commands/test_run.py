@@ -102,6 +102,7 @@ def test_prompt_from_standard_input(home: Path, tiny_model: Path, prompt: tuple[
         (("--max-tokens", "0", "x"), None),
         (("--seed", "-1", "x"), None),
         (("--pack", "int3", "x"), None),
+        (("--kv", "int4", "x"), None),
         (("--no-such-option", "x"), None),
         (("a", "b"), None),
         (("-m", "", "x"), None),

@@ -110,6 +110,10 @@ def test_show(qh: Qh, imported: Manifest, tiny_model: Path) -> None:
     facts = json.loads(qh("show", "org/tiny", "--json").out)
     assert facts["manifest"]["files"][0]["sha256"]
     assert facts["plan"]["fits"] is True
+    assert facts["plan"]["kv_type"] == "f16"
+    int8 = json.loads(qh("show", "org/tiny", "--kv", "int8", "--json").out)["plan"]
+    assert int8["kv_type"] == "int8"
+    assert int8["total_bytes"] < facts["plan"]["total_bytes"]
     # Folders and built-in models, too; what cannot be loaded says why.
     assert json.loads(qh("show", str(tiny_model), "--json").out)["manifest"] is None
     assert qh("show", "no/such").code == 3

@@ -81,7 +81,7 @@ def test_bad_numbers(field: str, value: object) -> None:
         ("threads", 100_000),
         ("batch_tokens", 0),
         ("batch_tokens", 1 << 20),
-        ("kv_type", "int8"),
+        ("kv_type", "q4"),
     ],
 )
 def test_bad_options(option: str, value: object) -> None:

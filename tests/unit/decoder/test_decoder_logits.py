@@ -121,7 +121,39 @@ def test_prefill_equals_decode_bit_for_bit(name: str, isa_name: str) -> None:
         np.testing.assert_array_equal(prefilled.logits(), expected[-1])
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "f32"])
+def test_int8_cache_is_rounded_as_defined() -> None:
+    model = make_model("llama")
+    tokens = model.tokens(N_TOKENS)
+    expected = model.reference(kv_dtype=np.int8).forward(tokens)
+    # Plain loops do not round queries and weights.
+    plain = model.decoder(kv_type="int8", isa="scalar").forward(tokens)
+    assert_within(plain, expected, 1e-4, relative=True, label="int8 cache")
+    # Where they have 8 bits as well, that adds about as much as it costs to round the cache.
+    rounded = np.abs(model.reference().forward(tokens) - expected).mean()
+    for name in ISAS:
+        found = model.decoder(kv_type="int8", isa=name).forward(tokens)
+        assert np.abs(found - expected).mean() < 1.5 * rounded
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "f32", "int8"])
+@pytest.mark.parametrize("window", [0, 300])
+def test_long_contexts_are_split_without_changing_a_bit(kv_type: str, window: int) -> None:
+    """Several segments of the cache, for one token and for batches that end anywhere."""
+    model = make_model("llama", windows=(window, 0, window))
+    tokens = model.tokens(700)
+    one = model.decoder(kv_type=kv_type, context_length=700, batch_tokens=1)
+    expected = one.forward(tokens)
+    for threads, batch_tokens in ((1, 64), (3, 64), (2, 1), (2, 50)):
+        decoder = model.decoder(
+            kv_type=kv_type, context_length=700, threads=threads, batch_tokens=batch_tokens
+        )
+        np.testing.assert_array_equal(decoder.forward(tokens), expected)
+    if kv_type == "f32":
+        reference = model.reference().forward(tokens)
+        assert_within(expected, reference, 1e-4, relative=True, label=kv_type)
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "f32", "int8"])
 def test_large_steps_are_split_over_threads_without_changing_a_bit(kv_type: str) -> None:
     """Sizes above the threshold where a step is handed over to the workers, attention included."""
     model = make_model(

@@ -17,7 +17,7 @@ from tests.support.decoder_models import CASES, make_model
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("kv_type", ["f16", "f32"])
+@pytest.mark.parametrize("kv_type", ["f16", "f32", "int8"])
 def test_allocation_equals_the_size_function(name: str, kv_type: str) -> None:
     model = make_model(name)
     for context_length, threads, batch_tokens in ((1, 1, 64), (77, 3, 16), (500, 2, 128)):
@@ -32,10 +32,14 @@ def test_allocation_equals_the_size_function(name: str, kv_type: str) -> None:
 
 
 def test_cache_size_is_the_textbook_formula() -> None:
-    """2 (keys and values) * layers * positions * kv heads * head_dim * bytes of a value."""
+    """2 (keys and values) * layers * positions * kv heads * (head_dim * bytes of a value + scale).
+
+    Positions are rounded up to blocks of 64.
+    """
     model = make_model("llama", head_dim=16)
-    assert decoder_bytes(model.shape, 1000, 1, "f16")["kv_cache"] == 2 * 3 * 1000 * 2 * 16 * 2
-    assert decoder_bytes(model.shape, 1000, 1, "f32")["kv_cache"] == 2 * 3 * 1000 * 2 * 16 * 4
+    for n_bytes, kv_type in ((2 * 16, "f16"), (4 * 16, "f32"), (16 + 4, "int8")):
+        found = decoder_bytes(model.shape, 1000, 1, kv_type)["kv_cache"]
+        assert found == 2 * 3 * 1024 * 2 * n_bytes
 
 
 def test_exact_counts_a_float32_cache() -> None:

@@ -283,9 +283,22 @@ def test_keys_beyond_float16_are_found() -> None:
     layers = [layer, *model.weights.layers[1:]]
     large = replace(model, weights=replace(model.weights, layers=layers))
     assert large.decoder(kv_type="f32").prefill([1, 2])
+    assert large.decoder(kv_type="int8").prefill([1, 2])
     with pytest.raises(KernelError) as raised:
         large.decoder(kv_type="f16").prefill([1, 2])
     assert raised.value.facts["position"] == 0
+
+
+@pytest.mark.parametrize("kv_type", ["f32", "int8"])
+def test_keys_that_overflow_are_found(kv_type: str) -> None:
+    """Finite before they are rotated, and no longer at position 1."""
+    model = make_model("qwen2")
+    layer = replace(model.weights.layers[2], k_bias=np.full(28, 3e38, np.float32))
+    layers = [*model.weights.layers[:2], layer]
+    large = replace(model, weights=replace(model.weights, layers=layers))
+    with pytest.raises(KernelError) as raised:
+        large.decoder(kv_type=kv_type).prefill([1, 2])
+    assert raised.value.facts["position"] in (0, 1)
 
 
 def test_infinite_logits_name_the_position() -> None:

@@ -13,6 +13,7 @@ from qh_kernels import cpu
 from qh_kernels import decoder as native
 from qh_kernels import isa as instruction_sets
 from qh_kernels.decoder import Decoder, Matrix
+from qh_kernels.kv_cache import KvHead
 from qh_runtime import formats
 from qh_runtime.first_load.closeness import WrongResultError, product, require_close
 from qh_runtime.first_load.layer import Arithmetic, check_layer, layers_to_check
@@ -36,7 +37,7 @@ def check(model: DecoderModel, index: int = 0, **changes: Any) -> None:
 def test_every_layer_of_a_sound_model_passes(name: str, isa: str) -> None:
     model = make_model(name)
     for index in range(len(model.spec.layers)):
-        for exact, kv_type in ((False, "f16"), (False, "f32"), (True, "f16")):
+        for exact, kv_type in ((False, "f16"), (False, "f32"), (False, "int8"), (True, "f16")):
             check(model, index, isa=isa, exact=exact, kv_type=kv_type)
 
 
@@ -130,9 +131,11 @@ def test_a_wrong_rotation_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_wrong_cache_type_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """bfloat16 for float16: nearly right, and not."""
 
-    def stored(x: Any, kv_type: str, *, isa: str | None = None) -> Any:
-        short = (x.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
-        return short.astype(np.float16).view(np.uint16)
+    right = cpu.store_kv
+
+    def stored(cache: KvHead, position: int, key: Any, value: Any, *, isa: str) -> None:
+        short = (key.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+        right(cache, position, short, value, isa=isa)
 
     monkeypatch.setattr(cpu, "store_kv", stored)
     with pytest.raises(WrongResultError) as caught:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from qh_kernels import KernelError, cpu
 from qh_kernels import isa as instruction_sets
-from qh_kernels.bench import bench_linear, measure_read_bandwidth
+from qh_kernels.bench import bench_attention, bench_linear, measure_read_bandwidth
 from qh_kernels.build_info import build_info
 from qh_kernels.cpu import QuantizedTokens
 from qh_kernels.decoder import Matrix
+from qh_kernels.kv_cache import KvHead, kv_block_bytes
 from qh_runtime import formats
 
 
@@ -110,16 +112,39 @@ def test_wrong_row_ranges(rows: tuple[int, int]) -> None:
 
 def test_wrong_attention_arguments() -> None:
     q = np.ones((4, 8), np.float32)
-    kv = np.ones((3, 2, 8), np.float32)
+    row = np.ones(8, np.float32)
+    cache = KvHead.empty("f16", 8, 64)
+    for position in range(3):
+        cpu.store_kv(cache, position, row, row)
     good = {"first": 0, "last": 2, "scale": 1.0}
-    cpu.attention(q, kv, kv, **good)
-    for bad in ({"last": 3}, {"first": -1}, {"first": 3}, {"last": -1}):
-        refused(lambda bad=bad: cpu.attention(q, kv, kv, **{**good, **bad}))
-    refused(lambda: cpu.attention(q[:3].copy(), kv, kv, **good))
-    refused(lambda: cpu.attention(q, kv, kv[:2].copy(), **good))
-    refused(lambda: cpu.attention(q, kv, kv.astype(np.float16).view(np.uint16), **good))
-    odd = np.ones((2, 7), np.float32)
-    refused(lambda: cpu.attention(odd, kv[..., :7].copy(), kv[..., :7].copy(), **good))
+    cpu.attention(q, cache, **good)
+    for bad in ({"last": 64}, {"first": -1}, {"first": 3}, {"last": -1}):
+        refused(lambda bad=bad: cpu.attention(q, cache, **{**good, **bad}))
+    for data in (cache.data[:-1], cache.data[:0], cache.data[::2], cache.data.view(np.int8)):
+        broken = replace(cache, data=data)
+        refused(lambda broken=broken: cpu.attention(q, broken, **good))
+        refused(lambda broken=broken: cpu.store_kv(broken, 0, row, row))
+    shifted = np.zeros(len(cache.data) + 1, np.uint8)[1:]
+    refused(lambda: cpu.attention(q, replace(cache, data=shifted), **good))
+    refused(lambda: cpu.attention(q, replace(cache, kv_type="q4"), **good))
+    refused(lambda: cpu.attention(np.ones((2, 7), np.float32), cache, **good))
+    refused(lambda: cpu.store_kv(cache, 64, row, row))
+    refused(lambda: cpu.store_kv(cache, -1, row, row))
+    refused(lambda: cpu.store_kv(cache, 0, row, row[:6].copy()))
+
+
+def test_wrong_attention_measurements() -> None:
+    good = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "positions": 70, "isa": "scalar"}
+    found = bench_attention("int8", **good, seconds=0.001, working_set_bytes=1)
+    assert found.kv_bytes == 2 * 2 * kv_block_bytes("int8", 8)
+    assert found.calls >= 1
+    assert found.kv_bytes_per_s > 0
+    for bad in (
+        {"n_heads": 3}, {"n_heads": 0}, {"n_kv_heads": 0}, {"head_dim": 7}, {"positions": 0},
+        {"threads": 0}, {"seconds": 0.0}, {"working_set_bytes": 0}, {"isa": "mmx"},
+    ):  # fmt: skip
+        refused(lambda bad=bad: bench_attention("f16", **{**good, **bad}))
+    refused(lambda: bench_attention("q4", **good))
 
 
 def test_read_only_weights_are_fine() -> None:

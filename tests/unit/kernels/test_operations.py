@@ -1,4 +1,4 @@
-"""Norm, activation, rotation and attention on every instruction set against float64 NumPy."""
+"""Norm, activation and rotation on every instruction set against float64 NumPy."""
 
 from __future__ import annotations
 
@@ -105,63 +105,3 @@ def test_rope(isa: str, head_dim: int) -> None:
     expected = np.concatenate([lower * cos - upper * sin, upper * cos + lower * sin], axis=1)
     cpu.rope(x, cos, sin, isa=isa)
     np.testing.assert_array_equal(x, expected)
-
-
-@pytest.mark.parametrize("kv_type", ["f16", "f32"])
-@pytest.mark.parametrize(
-    ("heads", "kv_heads", "head_dim", "positions", "first", "last"),
-    [
-        (1, 1, 2, 1, 0, 0),
-        (4, 2, 16, 9, 0, 8),
-        (6, 2, 30, 20, 3, 17),
-        (8, 8, 64, 40, 0, 39),
-        (3, 1, 80, 300, 7, 299),
-        (4, 1, 128, 64, 63, 63),
-        (2, 1, 66, 50, 0, 16),
-    ],
-)
-def test_attention(
-    isa: str, kv_type: str, heads: int, kv_heads: int, head_dim: int, positions: int,
-    first: int, last: int,
-) -> None:  # fmt: skip
-    rng = np.random.default_rng(positions)
-    q = rng.standard_normal((heads, head_dim)).astype(np.float32)
-    shape = (positions, kv_heads, head_dim)
-    keys = rng.standard_normal(shape).astype(np.float32)
-    values = rng.standard_normal(shape).astype(np.float32)
-    # What lies outside the window must not matter.
-    for cache in (keys, values):
-        cache[:first] = np.nan
-        cache[last + 1 :] = np.nan
-    if kv_type == "f16":
-        stored = [a.astype(np.float16).view(np.uint16) for a in (keys, values)]
-        keys, values = (a.view(np.float16).astype(np.float32) for a in stored)
-    else:
-        stored = [keys, values]
-    scale = float(np.float32(1 / np.sqrt(head_dim)))
-    found = cpu.attention(q, stored[0], stored[1], first=first, last=last, scale=scale, isa=isa)
-
-    window = slice(first, last + 1)
-    group = heads // kv_heads
-    for head in range(heads):
-        k = keys[window, head // group].astype(np.float64)
-        v = values[window, head // group].astype(np.float64)
-        products = np.abs(k) @ np.abs(q[head]).astype(np.float64)
-        scores = k @ q[head].astype(np.float64) * scale
-        weights = np.exp(scores - scores.max())
-        weights /= weights.sum()
-        exact = weights @ v
-        # A score is off by score_error, so each weight by twice that, relatively (its own and the
-        # sum's); exponential and sums add their roundings.
-        score_error = ((head_dim + 2) * EPSILON * products * scale).max() + np.abs(
-            scores
-        ).max() * EPSILON * 4
-        relative = 2 * score_error + (len(scores) + 16) * EPSILON
-        close(found[head], exact, relative * (weights @ np.abs(v)), f"{isa} head {head}")
-
-
-def test_attention_of_equal_scores_is_the_mean(isa: str) -> None:
-    q = np.zeros((1, 16), np.float32)
-    keys = np.random.default_rng(0).standard_normal((37, 1, 16)).astype(np.float32)
-    found = cpu.attention(q, keys, keys, first=0, last=36, scale=1.0, isa=isa)
-    np.testing.assert_allclose(found[0], keys[:, 0].mean(axis=0), atol=1e-6)

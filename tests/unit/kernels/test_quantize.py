@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from qh_kernels import cpu
+from qh_kernels.kv_cache import KvHead
 from tests.support import kernel_arithmetic as arithmetic
 
 
@@ -68,7 +69,7 @@ def test_token_codes_equal_torch(isa: str) -> None:
 
 def test_float16_cache_rows_round_as_numpy(isa: str) -> None:
     rng = np.random.default_rng(2)
-    bits = rng.integers(0, 2**32, 4099, dtype=np.uint64).astype(np.uint32)
+    bits = rng.integers(0, 2**32, 4098, dtype=np.uint64).astype(np.uint32)
     x = bits.view(np.float32)
     halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
     finite = halves[np.isfinite(halves)]
@@ -76,6 +77,13 @@ def test_float16_cache_rows_round_as_numpy(isa: str) -> None:
     ties = (steps[:-1] + steps[1:]) / 2
     with np.errstate(over="ignore", invalid="ignore"):
         for values in (x, steps, ties):
-            found = cpu.store_kv(values, "f16", isa=isa).view(np.float16)
-            np.testing.assert_array_equal(found, values.astype(np.float16))
-    np.testing.assert_array_equal(cpu.store_kv(x, "f32", isa=isa).view(np.uint32), bits)
+            pairs = values[: len(values) // 2 * 2]
+            cache = KvHead.empty("f16", len(pairs), 1)
+            cpu.store_kv(cache, 0, pairs, pairs[::-1].copy(), isa=isa)
+            halves_of = pairs.astype(np.float16)
+            np.testing.assert_array_equal(cache.stored_keys()[0], halves_of)
+            np.testing.assert_array_equal(cache.stored_values()[0], halves_of[::-1])
+    cache = KvHead.empty("f32", len(x), 70)
+    cpu.store_kv(cache, 69, x, x, isa=isa)
+    np.testing.assert_array_equal(cache.stored_keys()[69].view(np.uint32), bits)
+    np.testing.assert_array_equal(cache.stored_values()[69].view(np.uint32), bits)

@@ -59,6 +59,7 @@ def decoder_of(session: object) -> Decoder:
         ("ternary", {}),
         ("ternary", {"context_length": 33, "threads": 1}),
         ("ternary", {"pack": "int8", "exact": True}),
+        ("ternary", {"kv_type": "int8", "context_length": 100}),
         ("dense", {}),
         ("dense", {"pack": "int8", "context_length": 50}),
         ("dense", {"pack": "int4_g32", "exact": True}),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from qh_kernels.decoder import DEFAULT_BATCH_TOKENS, decoder_bytes
+from qh_kernels.kv_cache import KV_TYPES, KvType
 from qh_runtime.architectures import decoder_shape
 from qh_runtime.planner.memory_model import (
     BATCH_TOKENS,
@@ -19,17 +20,17 @@ from tests.support.specs import BITNET_2B, LLAMA_1B, PROSE_7M, TINY_QWEN3, spec_
 CONFIGS = {"bitnet": BITNET_2B, "llama": LLAMA_1B, "prose": PROSE_7M, "qwen3": TINY_QWEN3}
 
 
-@pytest.mark.parametrize("f32", [False, True])
+@pytest.mark.parametrize("kv_type", KV_TYPES)
 @pytest.mark.parametrize("threads", [1, 2, 7])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_equal_to_what_the_decoder_allocates(name: str, threads: int, f32: bool) -> None:
+def test_equal_to_what_the_decoder_allocates(name: str, threads: int, kv_type: KvType) -> None:
     spec = spec_of(CONFIGS[name])
     for context_length in (1, 17, 64, 129, spec.max_position_embeddings):
         for batch_tokens in (1, 16, 64, 200):
             native = decoder_bytes(
-                decoder_shape(spec), context_length, threads, "f32" if f32 else "f16", batch_tokens
+                decoder_shape(spec), context_length, threads, kv_type, batch_tokens
             )
-            assert kv_cache_bytes(spec, context_length, f32=f32) == native["kv_cache"]
+            assert kv_cache_bytes(spec, context_length, kv_type) == native["kv_cache"]
             assert scratch_bytes(spec, context_length, threads, batch_tokens) == native["scratch"]
 
 

@@ -94,6 +94,39 @@ def test_exact_doubles_the_cache() -> None:
     assert exact.group_bytes("kv_cache") == 2 * plain.group_bytes("kv_cache")
 
 
+def test_int8_halves_the_cache_and_says_what_it_saves() -> None:
+    plain, int8 = plan_of(context_length=4096), plan_of(context_length=4096, kv_type="int8")
+    assert int8.kv_type == "int8"
+    # 4 bytes of scale beside the 128 codes of a head.
+    assert int8.group_bytes("kv_cache") == plain.group_bytes("kv_cache") * (128 + 4) // (2 * 128)
+    saved = plain.group_bytes("kv_cache") - int8.group_bytes("kv_cache")
+    assert plain.total_bytes - int8.total_bytes == saved
+    for plan, other in ((plain, int8), (int8, plain)):
+        line = next(x for x in plan.explain() if "kv cache" in x)
+        assert f"{plan.kv_type}, 4096 tokens" in line
+        assert f"{other.kv_type} takes {gigabytes(other.group_bytes('kv_cache'))}" in line
+
+
+def test_exact_goes_before_int8() -> None:
+    assert plan_of(exact=True, kv_type="int8").kv_type == "f32"
+
+
+def test_int8_is_offered_where_it_makes_the_asked_context_fit() -> None:
+    fitting = plan_of(LLAMA_1B, TERNARY, 16 * GIB, context_length=65536, kv_type="int8")
+    between = fitting.total_bytes + GIB // 8
+    refused = plan_of(LLAMA_1B, TERNARY, between, context_length=65536)
+    assert not refused.fits
+    assert refused.alternatives[0] == "--kv int8"
+    assert plan_of(LLAMA_1B, TERNARY, between, context_length=65536, kv_type="int8").fits
+    smaller = plan_of(LLAMA_1B, TERNARY, GIB, context_length=65536)
+    assert "--kv int8" not in smaller.alternatives
+    # What has it already, or is to be exact, is not offered it.
+    for options in ({"kv_type": "int8"}, {"exact": True}):
+        found = plan_of(LLAMA_1B, TERNARY, between // 2, context_length=65536, **options)
+        assert not found.fits
+        assert "--kv int8" not in found.alternatives
+
+
 def test_what_the_process_holds_is_counted_on_both_sides() -> None:
     before = plan_of()
     profile = machine(16 * GIB)
@@ -259,7 +292,11 @@ def test_every_alternative_fits_when_taken(config: dict[str, Any], usable_bytes:
         option, _, value = alternative.partition(" ")
         if option == "--context":
             assert plan_of(config, BF16, usable_bytes, context_length=int(value)).fits
+        elif option == "--kv":
+            asked = spec.max_position_embeddings
+            assert plan_of(config, BF16, usable_bytes, context_length=asked, kv_type="int8").fits
         else:
+            assert option == "--pack"
             packed = packed_formats(BF16, value)
             asked = spec.max_position_embeddings
             assert plan_of(config, packed, usable_bytes, context_length=asked).fits
