@@ -87,7 +87,7 @@ class WeightFormat(ABC):
 
     name: str
     family: str
-    weight_bits: int
+    weight_bits: float
     group_size: int
     column_unit: int
     source: str

@@ -6,8 +6,8 @@ Tile (16 rows, Kp = K padded to 20; little-endian), a multiple of 64 bytes:
         ti (0, 1 or 2) is code + 1 of column 20b + 4i + t
     f32 scale[16]                                                     w = scale[r] * code
 
-The last digit counts 82 and not 81, so that half a byte's value, seven bits, tells it: with tables of
-128 bytes in registers (AVX-512 VBMI) two lookups take a byte apart. Bytes that leave 81 or more
+The last digit counts 82 and not 81, so that half a byte's value, seven bits, tells it: with tables
+of 128 bytes in registers (AVX-512 VBMI) two lookups take a byte apart. Bytes that leave 81 or more
 without the last digit (81, 163, 245 and above) are never written.
 
 A model of 2 billion ternary weights reads 20 % less for each token than at two bits, for more
@@ -77,7 +77,7 @@ class Ternary5Format(TernaryFormat):
 FORMAT = Ternary5Format(
     name="ternary5",
     family="ternary",
-    weight_bits=2,
+    weight_bits=1.6,
     group_size=0,
     column_unit=20,
     source="Ma et al. 2024, The Era of 1-bit LLMs",

@@ -1,4 +1,4 @@
-"""Where a processor takes five ternary weights to a byte apart, large ternary models are held so."""
+"""Large ternary models hold five weights to a byte where the processor takes them apart fast."""
 
 from __future__ import annotations
 
