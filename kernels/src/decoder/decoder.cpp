@@ -453,6 +453,7 @@ void Decoder::multiply_parts(const LinearJob (&jobs)[N]) noexcept {
     tiles += tiles_of(w);
   }
   pool_.run(units, [&](int64_t unit, int) {
+    const ElapsedAdder timer(times_linears_ ? &linear_ns_ : nullptr);
     for (int i = 0; i < N; ++i) {
       if (unit >= parts[i].units) {
         unit -= parts[i].units;
@@ -472,6 +473,7 @@ void Decoder::multiply_parts(const LinearJob (&jobs)[N]) noexcept {
   });
   const int64_t n_chunks = std::min(tiles, threads);
   pool_.run(n_chunks, [&](int64_t chunk, int) {
+    const ElapsedAdder timer(times_linears_ ? &linear_ns_ : nullptr);
     for (int i = 0; i < N; ++i) {
       const Linear& linear = *jobs[i].linear;
       const int64_t n_tiles = tiles_of(linear.w);
