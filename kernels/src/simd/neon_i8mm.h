@@ -17,6 +17,10 @@ struct Simd : NeonBase {
   static constexpr bool kUnsignedDot = true;
   static constexpr int kTokens = 4;
 
+  static QH_ALWAYS_INLINE Block xor_mask(Block a, uint8_t mask) noexcept {
+    const uint8x16_t m = vdupq_n_u8(mask);
+    return each<Block>([&](int i) { return veorq_u8(a.val[i], m); });
+  }
   static QH_ALWAYS_INLINE I32 dot_unsigned(I32 acc, Block codes, Quad x) noexcept {
     return each<I32>([&](int i) { return vusdotq_s32(acc.val[i], codes.val[i], x); });
   }
