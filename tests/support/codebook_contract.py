@@ -170,7 +170,6 @@ class CodebookContract(FormatContract):
 
     def test_oracle_of_the_aqlm_package(self) -> None:
         """The functional dequantizer, on the same codes, float32 codebooks and scales."""
-        pytest.importorskip("aqlm")
         import torch
         from aqlm.utils import _dequantize_weight
 

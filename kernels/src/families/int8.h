@@ -66,12 +66,7 @@ struct Int8 {
       prefetch<T>(blocks + b * 64);
       add_exact<V, T>(sums, V::load_block(blocks + b * 64), in, 4 * b);
     }
-    prefetch<T>(blocks + padded * kTileRows);
-    const F32 row_scales = V::load(reinterpret_cast<const float*>(blocks + padded * kTileRows));
-#pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) {
-      results[t] = V::mul(V::add(sums[t][0], sums[t][1]), row_scales);
-    }
+    scale_exact<V, T>(sums, blocks + padded * kTileRows, results);
   }
 
  private:

@@ -65,6 +65,32 @@ QH_ALWAYS_INLINE void clear(typename V::F32 (&sums)[T][2]) noexcept {
   }
 }
 
+// results[t] = what the sums of both kinds of columns give with the 16 scales of rows at
+// row_scales.
+template <typename V, int T>
+QH_ALWAYS_INLINE void scale_exact(const typename V::F32 (&sums)[T][2], const uint8_t* row_scales,
+                                  typename V::F32 (&results)[T]) noexcept {
+  prefetch<T>(row_scales);
+  const typename V::F32 scales = V::load(reinterpret_cast<const float*>(row_scales));
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) results[t] = V::mul(V::add(sums[t][0], sums[t][1]), scales);
+}
+
+// results[t] = sums of codes + 1 times inputs, with the scale of the token and those of the rows.
+template <typename V, int T>
+QH_ALWAYS_INLINE void scale_ternary(const typename V::I32 (&sums)[T], const TokenBlock& in,
+                                    const uint8_t* row_scales,
+                                    typename V::F32 (&results)[T]) noexcept {
+  prefetch<T>(row_scales);
+  const typename V::F32 scales = V::load(reinterpret_cast<const float*>(row_scales));
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) {
+    const typename V::I32 acc = V::sub(sums[t], V::set_i32(in.sums[t * in.sum_stride]));
+    const typename V::F32 x_scale = V::set(in.scales[t * in.group_stride]);
+    results[t] = V::mul(V::mul(V::to_f32(acc), x_scale), scales);
+  }
+}
+
 template <typename V, typename Rows>
 struct Packed {
   using F32 = typename V::F32;

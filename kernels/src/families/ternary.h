@@ -36,14 +36,7 @@ struct Ternary {
     } else {
       many_tokens<T>(blocks, n_blocks, in, sums);
     }
-    prefetch<T>(blocks + n_blocks * 64);
-    const F32 row_scales = V::load(reinterpret_cast<const float*>(blocks + n_blocks * 64));
-#pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) {
-      const I32 acc = V::sub(sums[t], V::set_i32(in.sums[t * in.sum_stride]));
-      const F32 x_scale = V::set(in.scales[t * in.group_stride]);
-      results[t] = V::mul(V::mul(V::to_f32(acc), x_scale), row_scales);
-    }
+    scale_ternary<V, T>(sums, in, blocks + n_blocks * 64, results);
   }
 
   template <int T>
@@ -65,12 +58,7 @@ struct Ternary {
       add_exact<V, T>(sums, V::lookup(f2, kCodes), in, 16 * b + 8);
       add_exact<V, T>(sums, V::lookup(f3, kCodes), in, 16 * b + 12);
     }
-    prefetch<T>(blocks + n_blocks * 64);
-    const F32 row_scales = V::load(reinterpret_cast<const float*>(blocks + n_blocks * 64));
-#pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) {
-      results[t] = V::mul(V::add(sums[t][0], sums[t][1]), row_scales);
-    }
+    scale_exact<V, T>(sums, blocks + n_blocks * 64, results);
   }
 
   // The int8 codes of one block, 64 bytes for every 4 columns (src/tiles/).
