@@ -63,7 +63,6 @@ struct SimdVbmi : Simd {
     return _mm512_set1_epi32((even & 0xffff) |
                              static_cast<int32_t>(static_cast<uint32_t>(odd) << 16));
   }
-  static QH_ALWAYS_INLINE I32 load_i32(const int32_t* p) noexcept { return _mm512_load_si512(p); }
   static QH_ALWAYS_INLINE void store_i32(int32_t* p, I32 a) noexcept { _mm512_store_si512(p, a); }
 
   // The low and the high bytes of 64 int32, saturated to 16 bits, in order.

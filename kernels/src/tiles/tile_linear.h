@@ -265,7 +265,7 @@ struct GroupTiles {
   }
 
   struct alignas(64) Scratch {
-    uint8_t weights[kInPlace ? 1 : kPanel * kTileRows];
+    uint8_t weights[kInPlace ? 64 : kPanel * kTileRows];
     int32_t sums[kSpans][kTileTokens][kTileRows];
     float results[kPassTokens][kTileRows];
   };
